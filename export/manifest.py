@@ -1,0 +1,86 @@
+"""The manifest of a version being built, and the table that closes an export."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version as version_of
+from pathlib import Path
+
+import orjson
+from rich import box
+from rich.table import Table
+
+from export.source import Source
+from handler.artifact import FORMAT_VERSION, MODEL_FILES, FileEntry, Manifest, Parity, Precision, sha256
+from quantize import RECIPES
+
+TOOLS = ("onnx", "onnxruntime", "optimum", "optimum-onnx", "sentence-transformers", "tokenizers", "torch")
+_UNVERIFIED = Parity(0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+def describe(source: Source, built: Path, dimensions: int, recipe: str, parities: Mapping[str, Parity]) -> Manifest:
+    """The manifest of the files in `built`. A precision without parity figures has zeros for them."""
+    files = {path.name: FileEntry(path.stat().st_size, sha256(path)) for path in sorted(built.iterdir())}
+    precisions = {
+        name: Precision(
+            file=file,
+            recipe=recipe if name == "int8" else None,
+            batch_independent=name == "fp32" or RECIPES[recipe].batch_independent,
+            parity=parities.get(name, _UNVERIFIED),
+        )
+        for name, file in MODEL_FILES.items()
+        if file in files
+    }
+    manifest = Manifest(
+        format_version=FORMAT_VERSION,
+        version="",
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        model=source.model,
+        revision=source.revision,
+        source=source.origin,
+        license=source.license,
+        dimensions=dimensions,
+        max_tokens=source.max_tokens,
+        pooling=source.pooling,
+        normalize=source.normalize,
+        precisions=precisions,
+        files=files,
+        tools={tool: version_of(tool) for tool in TOOLS},
+    )
+    return Manifest(**{**vars(manifest), "version": _name(manifest)})
+
+
+def summary(manifest: Manifest) -> Table:
+    """Files and sizes; cosine to the reference; largest change of a component by the batch a text is in."""
+    table = Table(box=box.SIMPLE)
+    for header in ("file", "MB", "mean cosine", "1st pct.", "minimum", "batch"):
+        table.add_column(header, no_wrap=True)
+    parities = {precision.file: precision.parity for precision in manifest.precisions.values()}
+    for name, entry in manifest.files.items():
+        row = [name, f"{entry.size / 1e6:.1f}"]
+        if name in parities:
+            parity = parities[name]
+            row += [f"{parity.mean_cosine:.5f}", f"{parity.p1_cosine:.5f}", f"{parity.min_cosine:.5f}"]
+            row += [f"{parity.batch_difference:.0e}"]
+        table.add_row(*row)
+    return table
+
+
+def _name(manifest: Manifest) -> str:
+    """A version's name: the model's revision, and a digest of all that decides its vectors.
+
+    The same model and tools give the same name, so a repeated export finds its version in place.
+    """
+    decisive = {
+        **{key: getattr(manifest, key) for key in ("model", "revision", "max_tokens", "pooling", "normalize")},
+        "precisions": {
+            name: [precision.file, precision.recipe, precision.batch_independent]
+            for name, precision in manifest.precisions.items()
+        },
+        "files": {name: asdict(entry) for name, entry in manifest.files.items()},
+    }
+    digest = hashlib.sha256(orjson.dumps(decisive, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    return f"{manifest.revision[:8]}-{digest[:8]}"

