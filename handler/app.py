@@ -54,9 +54,7 @@ def _embed(data: Any, started: float) -> bytes:
     response = embed_response(request, result, embedder.manifest, latency)
     body = orjson.dumps(response, option=orjson.OPT_SERIALIZE_NUMPY)
     if len(body) > MAX_BODY_BYTES:
-        raise TooLargeError(
-            f"the response of {len(body)} bytes exceeds Lambda's {MAX_BODY_BYTES}: send fewer texts"
-        )
+        raise TooLargeError(f"the response of {len(body)} bytes exceeds Lambda's {MAX_BODY_BYTES}: send fewer texts")
     return body
 
 

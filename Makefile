@@ -1,0 +1,50 @@
+PYTHON ?= python3
+PORT ?= 8080
+BIN := .venv/bin
+MODELS := build/ml-models
+MODEL := $(MODELS)/all-MiniLM-L6-v2/current
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help serve test lint format model lock clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+serve: $(MODEL) ## Build the model if it is missing, then answer POST http://127.0.0.1:8080/embed (PORT=N)
+	MODEL_CACHE_DIR=$(MODELS) $(BIN)/python -m local --port $(PORT)
+
+test: lint $(MODEL) ## Run lint, types and all tests (EVAL_DATA=DIR adds the evaluation sets)
+	$(BIN)/python -m pytest
+
+lint: .venv/test ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/test ## Apply the style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+model: $(MODEL) ## Build the artifact folder build/ml-models
+
+$(MODEL): .venv/serve $(wildcard export/*.py quantize/*.py) handler/artifact.py
+	$(BIN)/python -m export --output $(MODELS)
+
+lock: .venv/test ## Write the versions now installed to constraints.txt
+	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
+
+clean: ## Remove the virtual environment and everything built
+	rm -rf .venv build *.egg-info
+
+# torch comes first and by itself: its own index has CPU builds, PyPI's Linux builds bring gigabytes of CUDA.
+# Where that index cannot be reached, pip goes on without it.
+.venv/serve: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed, this is " + sys.version.split()[0] + ": make PYTHON=python3.11")'
+	$(PYTHON) -m venv .venv
+	$(PIP) --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu torch
+	$(PIP) --editable '.[export,local]'
+	@touch $@
+
+.venv/test: .venv/serve
+	$(PIP) --editable '.[export,local,benchmarks,test]'
+	@touch $@

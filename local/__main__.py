@@ -1,0 +1,85 @@
+"""python -m local: the function behind a Function URL on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import signal
+import sys
+from pathlib import Path
+
+try:
+    import awslambdaric  # noqa: F401  the child needs it: better said here than there
+    from aiohttp import web
+
+    from local.front import FRONTS, front_app
+    from local.function import Function, FunctionConfig
+    from local.runtime_api import runtime_app
+except ModuleNotFoundError as error:
+    sys.exit(f"local: {error.name} is missing, install what running locally needs with: pip install '.[local]'")
+
+
+def main() -> int:
+    arguments = _parse_arguments()
+    try:
+        asyncio.run(_serve(arguments))
+    except OSError as error:
+        print(f"local: cannot listen on {arguments.host}:{arguments.port}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(arguments: argparse.Namespace) -> None:
+    config = FunctionConfig(arguments.handler, arguments.folder.resolve(), arguments.timeout, arguments.memory)
+    function: Function
+    runtime = await _listen(runtime_app(lambda: function), "127.0.0.1", 0, cancel_on_disconnect=True)
+    function = Function(config, runtime_api=f"127.0.0.1:{runtime.addresses[0][1]}")
+    front = None
+    try:
+        front = await _listen(front_app(function, FRONTS[arguments.payload_format]()), arguments.host, arguments.port)
+        await function.warm_up()
+        port = front.addresses[0][1]
+        print(f"""ready: curl -s http://{arguments.host}:{port}/embed -d '{{"text":"vitamin d"}}'""", flush=True)
+        await _until_stopped()
+    finally:
+        await function.stop()
+        for runner in (front, runtime):
+            if runner is not None:
+                await runner.cleanup()
+
+
+async def _listen(app: web.Application, host: str, port: int, cancel_on_disconnect: bool = False) -> web.AppRunner:
+    runner = web.AppRunner(app, access_log=None, handler_cancellation=cancel_on_disconnect, shutdown_timeout=1.0)
+    await runner.setup()
+    await web.TCPSite(runner, host, port).start()
+    return runner
+
+
+async def _until_stopped() -> None:
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    await stopped.wait()
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m local", description="Run a Lambda function with the real runtime client, behind HTTP."
+    )
+    parser.add_argument("handler", nargs="?", default="handler.app.lambda_handler", help="default: %(default)s")
+    parser.add_argument("--folder", type=Path, default=Path(), help="the function's folder; default: this one")
+    parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
+    parser.add_argument("--port", type=int, default=8080, help="0 takes a free one; default: %(default)s")
+    parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help="of an invocation; %(default)s")
+    parser.add_argument("--memory", type=int, default=1769, metavar="MB", help="told to the function; %(default)s")
+    parser.add_argument(
+        "--payload-format",
+        choices=FRONTS,
+        default="2.0",
+        help="of the events: 2.0 as a Function URL sends them, 1.0 as an API Gateway REST API; default: %(default)s",
+    )
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

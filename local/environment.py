@@ -1,0 +1,153 @@
+"""One execution environment: the runtime client as a child process, and what it has been asked and has answered.
+
+Follows "Lambda execution environment lifecycle" in the AWS Lambda Developer Guide: init runs before the first
+invocation, one invocation at a time, a timeout or a crash ends the process and the next one starts afresh.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+INIT_SECONDS = 10.0
+"""How long Lambda waits for init before the first invocation."""
+
+
+class FunctionError(Exception):
+    """The function gave no result. `kind` is what Lambda calls the error, such as `Sandbox.Timedout`."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+@dataclass
+class Invocation:
+    """One event on its way through the function."""
+
+    event: bytes
+    deadline: float
+    """Unix time in seconds."""
+    request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    result: asyncio.Future[bytes] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def succeed(self, payload: bytes) -> None:
+        if not self.result.done():
+            self.result.set_result(payload)
+
+    def fail(self, error: FunctionError) -> None:
+        if not self.result.done():
+            self.result.set_exception(error)
+
+
+class Environment:
+    """A child process running `awslambdaric`, from its start to its end. The Runtime API drives it."""
+
+    def __init__(self, process: asyncio.subprocess.Process, started: float) -> None:
+        self.process = process
+        self.invocation: Invocation | None = None
+        self.ready: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        """Seconds that init took, or the FunctionError it failed with."""
+        self.reported = False
+        """True once the log tells of its init."""
+        self._started = started
+        self._pending: asyncio.Queue[Invocation] = asyncio.Queue()
+        self._exit = asyncio.create_task(self._watch())
+
+    @classmethod
+    async def start(cls, handler: str, variables: Mapping[str, str], folder: Path) -> Environment:
+        """Start the runtime client as Lambda does: `python -m awslambdaric HANDLER` in the function's folder."""
+        started = time.monotonic()
+        process = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-m",
+            "awslambdaric",
+            handler,
+            cwd=folder,
+            env={**os.environ, **variables},
+            stdin=asyncio.subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C reaches this program alone, which then ends the child
+        )
+        return cls(process, started)
+
+    @property
+    def alive(self) -> bool:
+        return self.process.returncode is None
+
+    async def next_invocation(self) -> Invocation:
+        """What the runtime client waits for; the first call of a child says that its init is over."""
+        if not self.ready.done():
+            self.ready.set_result(time.monotonic() - self._started)
+        self.invocation = await self._pending.get()
+        return self.invocation
+
+    def fail_init(self, error: FunctionError) -> None:
+        """The child says that importing the handler failed."""
+        if not self.ready.done():
+            self.ready.set_exception(error)
+
+    async def run(self, invocation: Invocation) -> bytes:
+        """Hand over an invocation and wait for its result.
+
+        Raises FunctionError as the function reported it, at the deadline, or when the child ends.
+        """
+        await self._pending.put(invocation)
+        waits: set[asyncio.Future[Any]] = {invocation.result, self._exit}
+        timeout = invocation.deadline - time.time()
+        await asyncio.wait(waits, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+        if invocation.result.done():
+            return invocation.result.result()
+        invocation.result.cancel()
+        if not self.alive:
+            raise FunctionError("Runtime.ExitError", f"the function's process ended: {describe_exit(self.process)}")
+        raise FunctionError("Sandbox.Timedout", f"{invocation.request_id} Task timed out")
+
+    async def wait_ready(self, timeout: float) -> float:
+        """Seconds that init took.
+
+        Raises FunctionError if it failed, did not end within `timeout` seconds, or the child ended.
+        """
+        try:
+            return await asyncio.wait_for(asyncio.shield(self.ready), timeout)
+        except TimeoutError:
+            raise FunctionError("Sandbox.Timedout", f"init did not end within {timeout:.0f} s") from None
+
+    async def stop(self) -> None:
+        """End the child and whatever it has started, at once if need be."""
+        _signal_group(self.process.pid, signal.SIGKILL)
+        await asyncio.shield(self._exit)
+
+    def peak_memory_mb(self) -> int | None:
+        """Peak resident memory of the child in MB, where /proc tells it."""
+        try:
+            lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        except OSError:
+            return None
+        return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("VmHWM")), None)
+
+    async def _watch(self) -> None:
+        await self.process.wait()
+        self.fail_init(FunctionError("Runtime.ExitError", f"the process ended in init: {describe_exit(self.process)}"))
+        self.ready.exception()  # seen, even if nobody waits for it
+
+
+def describe_exit(process: asyncio.subprocess.Process) -> str:
+    code = process.returncode
+    if code is not None and code < 0:
+        return f"signal {signal.Signals(-code).name}"
+    return f"exit status {code}"
+
+
+def _signal_group(pid: int, number: int) -> None:
+    try:
+        os.killpg(pid, number)
+    except ProcessLookupError:
+        return
