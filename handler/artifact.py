@@ -152,13 +152,13 @@ def open_artifact(folder: str | os.PathLike[str]) -> Artifact:
     Raises ArtifactNotFoundError or ArtifactCorruptError.
     """
     path = Path(folder)
-    if not (path / MANIFEST).is_file():
+    if (path / MANIFEST).is_file():
+        manifest = _read_manifest(path)
+    else:
         path = path / _current_version(path)
-    manifest = _read_manifest(path)
-    if manifest.version != path.name and (path.parent / CURRENT).exists():
-        raise ArtifactCorruptError(
-            f"{path / MANIFEST} is of version {manifest.version!r}, its folder of {path.name!r}: {_REBUILD}"
-        )
+        manifest = _read_manifest(path)
+        if manifest.version != path.name:
+            raise ArtifactCorruptError(f"{path / MANIFEST} is of another version, {manifest.version}: {_REBUILD}")
     for name, entry in manifest.files.items():
         _check_size(path / name, entry.size)
     return Artifact(path, manifest)

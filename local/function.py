@@ -14,6 +14,9 @@ from local.environment import INIT_SECONDS, Environment, FunctionError, Invocati
 MAX_PAYLOAD_BYTES = 6 * 1024 * 1024
 """Lambda's limit for the event and for the buffered response (AWS Lambda Developer Guide, "Lambda quotas")."""
 
+_ENDING = ("Sandbox.Timedout", "Function.ResponseSizeTooLarge")
+"""Errors that end the process: Lambda kills it, or the runtime client gives up when its response is refused."""
+
 
 @dataclass(frozen=True)
 class FunctionConfig:
@@ -86,7 +89,7 @@ class Function:
                 return await environment.run(invocation)
             except FunctionError as error:
                 _log(f"{invocation.request_id} {error.kind}: {error}")
-                if error.kind == "Sandbox.Timedout" or not environment.alive:
+                if error.kind in _ENDING or not environment.alive:
                     await self._replace(environment)
                 raise
             finally:

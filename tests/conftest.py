@@ -1,0 +1,108 @@
+"""Fixtures shared by all tests: the built artifact, the reference model, the evaluation data.
+
+The reference side is sentence-transformers on the published files; it never runs code of ours.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import shutil
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export.source import DEFAULT_MODEL, fetch
+from handler.artifact import MANIFEST, open_artifact
+from handler.embedder import Embedder
+
+ROOT = Path(__file__).parents[1]
+MODEL_NAME = "all-MiniLM-L6-v2"
+
+
+@pytest.fixture(scope="session")
+def model_cache() -> Path:
+    """The folder that `make model` fills."""
+    folder = ROOT / "build" / "ml-models"
+    if not (folder / MODEL_NAME / "current").exists():
+        pytest.fail(f"{folder} has no model: run the tests with make test, or make model first")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folder(model_cache: Path) -> Path:
+    return model_cache / MODEL_NAME
+
+
+@pytest.fixture(scope="session")
+def int8(model_folder: Path) -> Embedder:
+    return Embedder.load(model_folder)
+
+
+@pytest.fixture(scope="session")
+def float32(model_folder: Path) -> Embedder:
+    return Embedder.load(model_folder, "fp32")
+
+
+@pytest.fixture(scope="session")
+def source_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The published files of the model, from wherever they can be had."""
+    return fetch(DEFAULT_MODEL, None, None, tmp_path_factory.mktemp("source")).folder
+
+
+@pytest.fixture(scope="session")
+def reference(source_folder: Path) -> Callable[[Sequence[str]], np.ndarray]:
+    """Texts to the float32 vectors of sentence-transformers, shape (n, 384)."""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(source_folder), device="cpu", local_files_only=True)
+
+    def encode(texts: Sequence[str]) -> np.ndarray:
+        return model.encode(list(texts), convert_to_numpy=True, show_progress_bar=False)
+
+    encode.model = model  # type: ignore[attr-defined]
+    return encode
+
+
+@pytest.fixture(scope="session")
+def eval_data() -> Path:
+    folder = os.environ.get("EVAL_DATA")
+    if not folder:
+        pytest.skip("EVAL_DATA is not set: it names the folder with the evaluation sets")
+    return Path(folder)
+
+
+@pytest.fixture
+def load_app(monkeypatch: pytest.MonkeyPatch, model_cache: Path) -> Callable[..., types.ModuleType]:
+    """Import `handler.app` anew, as a fresh environment with the given variables does."""
+    monkeypatch.setenv("MODEL_CACHE_DIR", str(model_cache))
+
+    def load(**variables: str) -> types.ModuleType:
+        for name, value in variables.items():
+            monkeypatch.setenv(name, value)
+        import handler.app
+
+        return importlib.reload(handler.app)
+
+    return load
+
+
+@pytest.fixture
+def copy_model(model_folder: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """Make a model folder of its own in tmp_path, whose version in use has the given name."""
+
+    def copy(version: str) -> Path:
+        artifact = open_artifact(model_folder)
+        target = tmp_path / MODEL_NAME
+        (target / version).mkdir(parents=True)
+        for name in artifact.manifest.files:
+            shutil.copy2(artifact.folder / name, target / version / name)
+        (target / version / MANIFEST).write_bytes(replace(artifact.manifest, version=version).to_json())
+        (target / "current").write_text(version + "\n")
+        return target
+
+    return copy

@@ -1,0 +1,157 @@
+"""The artifact folder is checked wholly before use, and every way to be wrong has its own message."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handler.artifact import (
+    MANIFEST,
+    ArtifactCorruptError,
+    ArtifactError,
+    ArtifactNotFoundError,
+    open_artifact,
+    parse_manifest,
+)
+from handler.embedder import Embedder
+
+
+@pytest.fixture(scope="module")
+def manifest(model_folder: Path) -> dict[str, Any]:
+    return json.loads((open_artifact(model_folder).folder / MANIFEST).read_bytes())
+
+
+def test_manifest_survives_a_round_trip(manifest: dict[str, Any]) -> None:
+    assert json.loads(parse_manifest(manifest).to_json()) == manifest
+
+
+def test_manifest_states_what_readers_need(manifest: dict[str, Any]) -> None:
+    assert manifest["model"] == "sentence-transformers/all-MiniLM-L6-v2"
+    assert manifest["license"] == "apache-2.0"
+    assert (manifest["dimensions"], manifest["max_tokens"], manifest["pooling"]) == (384, 256, "mean")
+    assert manifest["precisions"]["fp32"]["parity"]["min_cosine"] > 0.99999
+    assert manifest["precisions"]["int8"]["parity"]["texts"] > 50
+    assert manifest["tools"]["onnxruntime"]
+
+
+def set_path(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    copy = json.loads(json.dumps(data))
+    *parents, last = path.split("/")
+    inner = copy
+    for name in parents:
+        inner = inner[name]
+    if value is DELETED:
+        del inner[last]
+    else:
+        inner[last] = value
+    return copy
+
+
+DELETED = object()
+WRONG = [
+    ("format_version", 2, "format_version is 2"),
+    ("format_version", DELETED, "format_version is None"),
+    ("dimensions", DELETED, "manifest.dimensions is missing"),
+    ("extra", 1, "manifest.extra is not a known field"),
+    ("dimensions", "384", "manifest.dimensions is '384', not of type int"),
+    ("dimensions", True, "manifest.dimensions is True, not of type int"),
+    ("dimensions", 0, "manifest.dimensions is 0, not at least 1"),
+    ("max_tokens", -1, "manifest.max_tokens is -1, not at least 1"),
+    ("normalize", 1, "manifest.normalize is 1, not of type bool"),
+    ("pooling", "max", "manifest.pooling is 'max', not one of mean, cls"),
+    ("version", "../../etc", "is not a file name"),
+    ("version", "", "is not a file name"),
+    ("precisions", {}, "manifest.precisions is empty"),
+    ("precisions", [], r"manifest.precisions is \[\], not of type"),
+    ("precisions/int8", None, "precisions.int8 is None, not an object"),
+    ("precisions/int8/file", "other.onnx", "precisions.int8.file 'other.onnx' is not listed"),
+    ("precisions/int8/recipe", 8, "precisions.int8.recipe is 8, not of type"),
+    ("precisions/int8/parity/min_cosine", DELETED, "precisions.int8.parity.min_cosine is missing"),
+    ("precisions/int8/parity/texts", 1.5, "precisions.int8.parity.texts is 1.5, not of type int"),
+    ("files", {}, "files has no tokenizer.json"),
+    ("files/tokenizer.json/size", -1, "files.tokenizer.json.size is -1"),
+    ("files/tokenizer.json/sha256", "ABC", "files.tokenizer.json.sha256 is 'ABC'"),
+    ("files/..%2Fpasswd", {"size": 1, "sha256": "0" * 64}, "is not a plain file name"),
+    ("files/model.onnx", 3, "files.model.onnx is 3, not an object"),
+]
+
+
+@pytest.mark.parametrize(("path", "value", "message"), WRONG)
+def test_wrong_manifest_is_refused_by_field(manifest: dict[str, Any], path: str, value: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_manifest(set_path(manifest, path, value))
+
+
+@pytest.mark.parametrize("data", [None, [], "x", 1])
+def test_manifest_must_be_an_object(data: Any) -> None:
+    with pytest.raises(ValueError, match="not an object"):
+        parse_manifest(data)
+
+
+def test_missing_model_folder_names_folder_and_command(tmp_path: Path) -> None:
+    with pytest.raises(
+        ArtifactNotFoundError, match=f"no model in {tmp_path}/m: .*python -m export --output {tmp_path}"
+    ):
+        open_artifact(tmp_path / "m")
+
+
+def test_version_folder_can_be_opened_itself(model_folder: Path) -> None:
+    version = open_artifact(model_folder).folder
+    assert open_artifact(version) == open_artifact(model_folder)
+
+
+DAMAGE: dict[str, tuple[Callable[[Path, Path], object], str]] = {
+    "current names nothing": (lambda m, v: (m / "current").write_text("gone\n"), "gone/manifest.json does not exist"),
+    "current is empty": (lambda m, v: (m / "current").write_text(""), "holds '', not a version's name"),
+    "current leaves the folder": (lambda m, v: (m / "current").write_text("../x"), "not a version's name"),
+    "current is binary": (lambda m, v: (m / "current").write_bytes(b"\xff\xfe"), "cannot read"),
+    "manifest missing": (lambda m, v: (v / MANIFEST).unlink(), "manifest.json does not exist"),
+    "manifest empty": (lambda m, v: (v / MANIFEST).write_bytes(b""), "is not JSON"),
+    "manifest cut": (lambda m, v: (v / MANIFEST).write_bytes((v / MANIFEST).read_bytes()[:-30]), "is not JSON"),
+    "manifest of another version": (
+        lambda m, v: v.rename(m / "b") and (m / "current").write_text("b"),
+        "is of another version",
+    ),
+    "model missing": (lambda m, v: (v / "model_int8.onnx").unlink(), "cannot read .*model_int8.onnx"),
+    "model cut": (lambda m, v: truncate(v / "model_int8.onnx"), "model_int8.onnx has .* bytes, the manifest says"),
+    "tokenizer cut": (lambda m, v: truncate(v / "tokenizer.json"), "tokenizer.json has .* bytes"),
+    "model overwritten": (lambda m, v: scramble(v / "model_int8.onnx"), "cannot load"),
+    "tokenizer overwritten": (lambda m, v: scramble(v / "tokenizer.json"), "cannot load"),
+}
+
+
+def truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+def scramble(path: Path) -> None:
+    """Same size, other bytes: what sizes cannot show and only loading finds."""
+    path.write_bytes(b"\xff" * path.stat().st_size)
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_named(name: str, copy_model: Callable[[str], Path]) -> None:
+    model = copy_model("v1")
+    damage, message = DAMAGE[name]
+    damage(model, model / "v1")
+    with pytest.raises(ArtifactError, match=message) as caught:
+        Embedder.load(model)
+    assert "python -m export" in str(caught.value)
+
+
+def test_digests_find_one_flipped_bit(copy_model: Callable[[str], Path]) -> None:
+    model = copy_model("v1")
+    open_artifact(model).check_digests()
+    path = model / "v1" / "model_int8.onnx"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ArtifactCorruptError, match=r"model_int8.onnx has SHA-256 .*, the manifest says"):
+        open_artifact(model).check_digests()
+
+
+def test_unknown_precision_lists_those_there(model_folder: Path) -> None:
+    with pytest.raises(ArtifactNotFoundError, match="no precision 'fp16', only fp32, int8: set MODEL_PRECISION"):
+        Embedder.load(model_folder, "fp16")

@@ -1,0 +1,106 @@
+"""The library: shapes, independence of the batch, truncation, odd input."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from handler.embedder import LAMBDA_MB_PER_VCPU, TOKENS_PER_RUN, Embedder, _runs, default_threads
+from tests.hostile import HOSTILE, LONE_SURROGATES, readable
+
+PRECISIONS = ("int8", "fp32")
+
+
+@pytest.fixture(params=PRECISIONS)
+def embedder(request: pytest.FixtureRequest, int8: Embedder, float32: Embedder) -> Embedder:
+    return {"int8": int8, "fp32": float32}[request.param]
+
+
+def test_vectors_are_float32_unit_rows(embedder: Embedder) -> None:
+    result = embedder.embed(HOSTILE)
+    assert result.vectors.shape == (len(HOSTILE), 384)
+    assert result.vectors.dtype == np.float32
+    assert result.vectors.flags.c_contiguous
+    np.testing.assert_allclose(np.linalg.norm(result.vectors, axis=1), 1, atol=1e-6)
+
+
+def test_no_texts_give_no_vectors(embedder: Embedder) -> None:
+    result = embedder.embed([])
+    assert (result.vectors.shape, result.tokens, result.truncated) == ((0, 384), [], [])
+
+
+words = st.sampled_from(["vitamin", "d", "the", "🙂", "приве́т", "漢字", "unbelievably", "1,234.5", "-", "\u202e"])
+texts = st.lists(st.lists(words, max_size=40).map(" ".join), min_size=1, max_size=12)
+
+
+@settings(max_examples=30, deadline=None)
+@given(batch=texts, seed=st.randoms(use_true_random=False))
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_vector_depends_on_its_text_alone(precision: str, batch: list[str], seed, int8, float32) -> None:
+    embedder = {"int8": int8, "fp32": float32}[precision]
+    alone = np.concatenate([embedder.embed([text]).vectors for text in batch])
+    order = list(range(len(batch)))
+    seed.shuffle(order)
+    together = embedder.embed([batch[index] for index in order]).vectors
+    assert np.abs(together - alone[order]).max() <= 1e-6
+
+
+@pytest.mark.parametrize(("words", "tokens", "truncated"), [(253, 255, []), (254, 256, []), (255, 256, [0])])
+def test_truncates_at_256_tokens_and_says_so(int8: Embedder, words: int, tokens: int, truncated: list[int]) -> None:
+    result = int8.embed(["word " * words])
+    assert (result.tokens, result.truncated) == ([tokens], truncated)
+
+
+def test_what_is_cut_off_does_not_count(float32: Embedder) -> None:
+    vectors = float32.embed(["word " * 254, "word " * 254 + "something else entirely"]).vectors
+    np.testing.assert_array_equal(vectors[0], vectors[1])
+
+
+def test_short_texts_are_not_padded(int8: Embedder) -> None:
+    assert int8.embed(["vitamin d", ""]).tokens == [4, 2]
+
+
+@pytest.mark.parametrize("text", LONE_SURROGATES)
+def test_lone_surrogates_count_as_replacement_characters(int8: Embedder, text: str) -> None:
+    np.testing.assert_array_equal(int8.embed([text]).vectors, int8.embed([readable(text)]).vectors)
+
+
+def test_a_single_string_is_refused(int8: Embedder) -> None:
+    with pytest.raises(TypeError, match="pass a list"):
+        int8.embed("vitamin d")
+
+
+@pytest.mark.parametrize("item", [None, 1, b"bytes", ["nested"]])
+def test_items_that_are_not_strings_are_refused(int8: Embedder, item: object) -> None:
+    with pytest.raises(TypeError, match="not str"):
+        int8.embed(["fine", item])  # type: ignore[list-item]
+
+
+@given(lengths=st.lists(st.integers(1, 256), max_size=60), budget=st.integers(0, TOKENS_PER_RUN))
+def test_runs_cover_every_row_once_within_the_budget(lengths: list[int], budget: int) -> None:
+    runs = list(_runs(lengths, budget))
+    assert sorted(row for run in runs for row in run) == list(range(len(lengths)))
+    for run in runs:
+        assert len({lengths[row] for row in run}) == 1
+        assert len(run) == 1 or len(run) * lengths[run[0]] <= budget
+
+
+@pytest.mark.parametrize(
+    ("memory", "threads"),
+    [("128", 1), ("512", 1), (str(LAMBDA_MB_PER_VCPU), 1), ("3008", 2), ("3538", 2), ("10240", 6)],
+)
+def test_threads_follow_the_memory_size(monkeypatch: pytest.MonkeyPatch, memory: str, threads: int) -> None:
+    monkeypatch.setenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", memory)
+    assert default_threads() == threads
+
+
+def test_threads_outside_of_lambda_are_the_cpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", raising=False)
+    assert default_threads() >= 1
+
+
+def test_zero_threads_are_refused(model_folder: Path) -> None:
+    with pytest.raises(ValueError, match="threads is 0"):
+        Embedder.load(model_folder, threads=0)

