@@ -5,7 +5,7 @@ MODELS := build/ml-models
 MODEL := $(MODELS)/all-MiniLM-L6-v2/current
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help serve test lint format model lock clean
+.PHONY: help serve test lint format model benchmarks lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -29,6 +29,9 @@ model: $(MODEL) ## Build the artifact folder build/ml-models
 
 $(MODEL): .venv/serve $(wildcard export/*.py quantize/*.py) handler/artifact.py
 	$(BIN)/python -m export --output $(MODELS)
+
+benchmarks: .venv/test $(MODEL) ## Measure all benchmarks and write the README's figures (half an hour of a quiet machine)
+	for name in cold-start latency throughput quality readme; do $(BIN)/python -m benchmarks $$name || exit 1; done
 
 lock: .venv/test ## Write the versions now installed to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt

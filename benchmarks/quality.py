@@ -50,6 +50,7 @@ def figures(result: Result) -> Figures:
                 f"{row['spearman'] * 100:.2f}" if "spearman" in row else "",
             ]
             for row in result.rows
+            if row["contender"] != REFERENCE or "spearman" in row
         ],
     )
 

@@ -71,7 +71,9 @@ class Figures:
         for row in self.rows:
             table.add_row(*row)
         console = Console()
-        console.print(table, width=None if console.is_terminal else 120)
+        if not console.is_terminal:
+            console = Console(width=160)  # files and pipes have no width to keep to
+        console.print(table)
 
 
 def noise(name: str, samples: Sequence[float]) -> str | None:

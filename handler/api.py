@@ -63,7 +63,7 @@ def max_texts(dimensions: int) -> int:
     """How many vectors of that many dimensions surely fit into one response.
 
     >>> max_texts(384)
-    1168
+    1169
     """
     return MAX_BODY_BYTES // (dimensions * BYTES_PER_NUMBER + 2)
 

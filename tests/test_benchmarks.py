@@ -1,0 +1,126 @@
+"""The benchmarks run, refuse wrong vectors, and the README shows what is stored."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import readme
+from benchmarks.corpus import CorpusError, generate, mixed_length, of_length, read_pairs, read_texts
+from benchmarks.results import FOLDER, Result, noise
+from benchmarks.worker import WrongVectorsError, check_vectors
+from handler.embedder import Embedder
+from tests.conftest import ROOT
+
+
+def run_benchmark(*arguments: object) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "EVAL_DATA"}
+    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    ("benchmark_name", "arguments", "rows"),
+    [
+        ("cold-start", ["--rounds", "1"], 3),
+        ("latency", ["--rounds", "1", "--threads", "1"], 12),
+        ("throughput", ["--rounds", "1", "--threads", "1", "--texts", "20"], 3),
+        ("quality", [], 3),
+    ],
+)
+def test_benchmarks_write_raw_samples(
+    benchmark_name: str, arguments: list[str], rows: int, source_folder: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "result.json"
+    ran = run_benchmark(
+        benchmark_name, "--source", source_folder, "--model-folder", model_folder, "--output", output, *arguments
+    )
+    assert ran.returncode == 0, ran.stderr
+    result = Result.read(output)
+    assert (result.benchmark, len(result.rows)) == (benchmark_name, rows)
+    assert {row["contender"] for row in result.rows} == {"torch", "fp32", "int8"}
+    assert result.machine["packages"]["onnxruntime"]
+    assert len(result.manifest_sha256) == 64
+    for row in result.rows:
+        assert all(seconds > 0 for seconds in row.get("seconds", [1]))
+        assert row.get("min_cosine", 1) > 0.95
+    for cell in readme.BENCHMARKS[benchmark_name](result).rows[0]:
+        assert cell in ran.stdout
+
+
+def test_quality_takes_the_readers_own_pairs(source_folder: Path, tmp_path: Path) -> None:
+    rows = [("A man plays the guitar", "Someone plays an instrument", 4.0), ("a cat", "the budget", 0.0)]
+    rows += [("how to sleep better", "advice for good sleep", 4.5)]
+    lines = ["sentence1\tsentence2\tscore", *(f"{left}\t{right}\t{score}" for left, right, score in rows)]
+    (tmp_path / "pairs.tsv").write_text("\n".join(lines))
+    output = tmp_path / "result.json"
+    ran = run_benchmark("quality", "--source", source_folder, "--corpus", tmp_path / "pairs.tsv", "--output", output)
+    assert ran.returncode == 0, ran.stderr
+    assert [round(row["spearman"], 2) for row in json.loads(output.read_text())["rows"]] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("a.jsonl", "no json"), ("b.jsonl", '{"texts": 1}'), ("c.jsonl", '["x"]'), ("d.tsv", "x\ty\n"), ("e.tsv", "")],
+)
+def test_unreadable_corpora_are_named(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / name).write_text(content)
+    ran = run_benchmark("quality", "--source", tmp_path, "--corpus", tmp_path / name)
+    assert ran.returncode == 1
+    assert (
+        f"benchmarks: cannot read {'pairs' if name.endswith('.tsv') else 'texts'} from {tmp_path / name}" in ran.stderr
+    )
+    with pytest.raises(CorpusError):
+        read_pairs(tmp_path / "missing.tsv")
+
+
+def test_wrong_vectors_do_not_count() -> None:
+    class Fake:
+        def __init__(self, name: str, vectors: np.ndarray) -> None:
+            self.name, self.vectors = name, vectors
+
+        def embed(self, texts: list[str]) -> np.ndarray:
+            return self.vectors
+
+    right = np.eye(2, 384, dtype=np.float32)
+    check_vectors([Fake("torch", right), Fake("int8", right)], ["a", "b"])  # type: ignore[list-item]
+    with pytest.raises(WrongVectorsError, match=r"int8 gives cosine 0\.0000 to torch"):
+        check_vectors([Fake("torch", right), Fake("int8", right[::-1])], ["a", "b"])  # type: ignore[list-item]
+
+
+def test_lengths_are_what_they_say(int8: Embedder) -> None:
+    assert int8.embed([of_length(length - 2) for length in (8, 32, 128, 256)]).tokens == [8, 32, 128, 256]
+
+
+def test_generated_texts_repeat_and_mix_lengths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("EVAL_DATA", raising=False)
+    assert mixed_length(50, None).texts == generate(50)
+    assert len({len(text.split()) for text in generate(50)}) > 20
+    (tmp_path / "mine.txt").write_text("one\ntwo\nthree\n")
+    assert mixed_length(2, tmp_path / "mine.txt").texts == read_texts(tmp_path / "mine.txt")[:2] == ["one", "two"]
+
+
+def test_noise_is_reported() -> None:
+    assert noise("steady", [1.0, 1.01, 0.99, 1.02, 1.0]) is None
+    assert "samples range from" in str(noise("loud", [1.0, 2.0, 1.0, 3.0, 1.0]))
+
+
+def test_readme_shows_the_real_answer(int8: Embedder) -> None:
+    text = readme.README.read_text("utf-8")
+    answer = next(line for line in text.splitlines()[:25] if line.startswith('{"embedding":['))
+    first, last = answer.removeprefix('{"embedding":[').partition("]")[0].split(",...,")
+    shown = [float(number) for number in (*first.split(","), last)]
+    (vector,) = int8.embed(["vitamin d"]).vectors
+    np.testing.assert_allclose(shown, [*vector[:3], vector[-1]], atol=0.01)  # other CPUs round otherwise
+
+
+def test_readme_shows_the_stored_results() -> None:
+    text = readme.README.read_text("utf-8")
+    assert readme.updated(text) == text, "run python -m benchmarks readme"
+    assert len(list(FOLDER.glob("*.json"))) == len(readme.BENCHMARKS)
+    with pytest.raises(ValueError, match="has no part between"):
+        readme.updated("nothing")
