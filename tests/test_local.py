@@ -113,7 +113,7 @@ def collect(stream: IO[str], log: list[str]) -> None:
 
 @pytest.fixture
 def functions(start: Callable[..., Local]) -> Local:
-    return start("tests.functions.handler", "--timeout", "5")
+    return start("tests.programs.functions.handler", "--timeout", "5")
 
 
 @pytest.mark.parametrize("payload_format", ["2.0", "1.0"])
@@ -161,7 +161,7 @@ def test_event_of_a_function_url(functions: Local) -> None:
 
 
 def test_event_of_a_rest_api(start: Callable[..., Local]) -> None:
-    local = start("tests.functions.handler", "--payload-format", "1.0")
+    local = start("tests.programs.functions.handler", "--payload-format", "1.0")
     event = local.send("/echo?x=1&x=2", b"{}", content_type="application/json").json()
     assert (event["httpMethod"], event["path"], event["body"]) == ("POST", "/echo", "{}")
     assert event["multiValueQueryStringParameters"] == {"x": ["1", "2"]}
@@ -192,7 +192,7 @@ def test_the_function_sees_what_lambda_sets(functions: Local) -> None:
     environment = functions.send("/environment").json()
     assert environment["AWS_LAMBDA_FUNCTION_MEMORY_SIZE"] == "1769"
     assert environment["AWS_EXECUTION_ENV"] == "AWS_Lambda_python3.13"
-    assert environment["_HANDLER"] == "tests.functions.handler"
+    assert environment["_HANDLER"] == "tests.programs.functions.handler"
     assert 0 < int(functions.send("/remaining").body) <= 5000
 
 
@@ -225,7 +225,7 @@ def test_a_crash_between_requests_is_survived(functions: Local) -> None:
 
 
 def test_a_timeout_is_a_502_and_the_process_is_killed(start: Callable[..., Local]) -> None:
-    local = start("tests.functions.handler", "--timeout", "1")
+    local = start("tests.programs.functions.handler", "--timeout", "1")
     pid = int(local.send("/pid").body)
     answer = local.send("/sleep/30")
     assert (answer.status, answer.body) == (502, b"Internal Server Error")
@@ -236,7 +236,7 @@ def test_a_timeout_is_a_502_and_the_process_is_killed(start: Callable[..., Local
 
 @pytest.mark.parametrize("trouble", ["/exit/1", "/sleep/30"])
 def test_requests_during_a_restart_are_answered(start: Callable[..., Local], trouble: str) -> None:
-    local = start("tests.functions.handler", "--timeout", "1")
+    local = start("tests.programs.functions.handler", "--timeout", "1")
     with ThreadPoolExecutor(9) as pool:
         first = pool.submit(local.send, trouble)
         time.sleep(0.2)
@@ -248,7 +248,7 @@ def test_requests_during_a_restart_are_answered(start: Callable[..., Local], tro
 
 def test_failed_init_is_shown_answered_and_tried_again(start: Callable[..., Local], tmp_path: Path) -> None:
     ready = tmp_path / "ready"
-    local = start("tests.broken_function.handler", READY=str(ready))
+    local = start("tests.programs.broken_function.handler", READY=str(ready))
     local.wait_for_log("INIT failed: RuntimeError: the disk is not mounted yet")
     answer = local.send("/")
     assert (answer.status, answer.body) == (502, b"Internal Server Error")
@@ -270,7 +270,7 @@ def test_requests_over_6_mb_are_413(functions: Local, start: Callable[..., Local
     assert functions.send("/pid", b"x" * (LIMIT + 1), content_type="text/plain").status == 413
     # Base64 takes a third more.
     assert functions.send("/pid", b"x" * (LIMIT * 4 // 5), content_type="image/png").status == 413
-    rest = start("tests.functions.handler", "--payload-format", "1.0")
+    rest = start("tests.programs.functions.handler", "--payload-format", "1.0")
     answer = rest.send("/pid", b"x" * (LIMIT + 1))
     assert (answer.status, answer.json()) == (413, {"message": "Request Too Long"})
 
@@ -284,7 +284,7 @@ def test_responses_over_6_mb_are_502(functions: Local) -> None:
 
 def test_a_port_in_use_is_named(functions: Local) -> None:
     port = functions.url.rpartition(":")[2]
-    command = [sys.executable, "-m", "local", "tests.functions.handler", "--port", port]
+    command = [sys.executable, "-m", "local", "tests.programs.functions.handler", "--port", port]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
     assert ran.returncode == 1
     assert f"local: cannot listen on 127.0.0.1:{port}" in ran.stderr
@@ -292,7 +292,7 @@ def test_a_port_in_use_is_named(functions: Local) -> None:
 
 
 def test_the_child_ends_with_its_parent(start: Callable[..., Local]) -> None:
-    local = start("tests.functions.handler")
+    local = start("tests.programs.functions.handler")
     pid = int(local.send("/pid").body)
     local.process.send_signal(signal.SIGINT)
     assert local.process.wait(timeout=20) == 0

@@ -76,7 +76,7 @@ def test_killed_at_any_step_a_reader_finds_a_whole_version(model: Path, built: P
     """kill -9 before the first, second, ... operation on the file system, until one run gets through."""
     seen = []
     for step in range(1, 100):
-        command = [sys.executable, "-m", "tests.kill_install", str(built), str(model), str(step)]
+        command = [sys.executable, "-m", "tests.programs.kill_install", str(built), str(model), str(step)]
         status = subprocess.run(command, cwd=ROOT, check=False).returncode
         artifact = open_artifact(model)
         artifact.check_digests()
