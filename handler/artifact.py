@@ -152,7 +152,7 @@ def open_artifact(folder: str | os.PathLike[str]) -> Artifact:
     Raises ArtifactNotFoundError or ArtifactCorruptError.
     """
     path = Path(folder)
-    if (path / MANIFEST).is_file():
+    if os.path.isfile(path / MANIFEST):  # noqa: PTH113  Path.is_file raises where this says False
         manifest = _read_manifest(path)
     else:
         path = path / _current_version(path)

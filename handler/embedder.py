@@ -23,6 +23,14 @@ TOKENS_PER_RUN = 2048
 """Bound on batch size x length of one run. The largest activation, the attention scores, takes this x heads x length
 floats."""
 
+PREFIX_CHARACTERS = 16_384
+"""Of a longer text only so much is tokenized, if that gives enough tokens: a request of 6 MB of punctuation would
+otherwise take ten seconds and gigabytes for 256 tokens."""
+
+PREFIX_MARGIN = 128
+"""Tokens that a prefix must have beyond the model's maximum. Cutting a text changes at most its last word, and
+WordPiece makes at most 100 tokens of a word (`max_input_chars_per_word`)."""
+
 LAMBDA_MB_PER_VCPU = 1769
 """Lambda memory that buys one vCPU (AWS Lambda Developer Guide, "Configure Lambda function memory")."""
 
@@ -85,7 +93,9 @@ class Embedder:
         """
         if isinstance(texts, str):
             raise TypeError("texts is one str: pass a list of them")
-        encodings: list[Encoding] = self._tokenizer.encode_batch_fast([_well_formed(text) for text in texts])
+        encodings: list[Encoding] = self._tokenizer.encode_batch_fast(
+            [self._shorten(_well_formed(text)) for text in texts]
+        )
         lengths = [len(encoding.ids) for encoding in encodings]
         vectors = np.empty((len(encodings), self.manifest.dimensions), np.float32)
         for rows in _runs(lengths, TOKENS_PER_RUN if self._group_texts else 0):
@@ -93,6 +103,17 @@ class Embedder:
             vectors[rows] = self._embed_run(ids)
         truncated = [row for row, encoding in enumerate(encodings) if encoding.overflowing]
         return Embeddings(vectors, lengths, truncated)
+
+    def _shorten(self, text: str) -> str:
+        """A prefix of a very long text that has the same first tokens up to the model's maximum."""
+        size = PREFIX_CHARACTERS
+        while size < len(text):
+            (prefix,) = self._tokenizer.encode_batch_fast([text[:size]])
+            tokens = len(prefix.ids) + sum(len(rest.ids) for rest in prefix.overflowing)
+            if tokens >= self.manifest.max_tokens + PREFIX_MARGIN:
+                return text[:size]
+            size *= 4
+        return text
 
     def _embed_run(self, ids: npt.NDArray[np.int64]) -> Vectors:
         """Token ids of shape (batch, length) to vectors of shape (batch, dimensions)."""

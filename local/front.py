@@ -163,7 +163,9 @@ def front_app(function: Function, front: Front) -> web.Application:
         event = json.dumps(front.event(request, body)).encode()
         try:
             # Shielded: whoever gives up waiting, the function goes on to its result or its own timeout.
-            payload = await asyncio.wait_for(asyncio.shield(function.invoke(event)), front.timeout)
+            invocation = asyncio.create_task(function.invoke(event))
+            invocation.add_done_callback(_seen)
+            payload = await asyncio.wait_for(asyncio.shield(invocation), front.timeout)
             return front.response(json.loads(payload))
         except FunctionError as error:
             return front.failure(413 if error.kind == "RequestEntityTooLarge" else 502)
@@ -176,6 +178,12 @@ def front_app(function: Function, front: Front) -> web.Application:
     app = web.Application(client_max_size=MAX_PAYLOAD_BYTES)
     app.router.add_route("*", "/{path:.*}", handle)
     return app
+
+
+def _seen(task: asyncio.Task[bytes]) -> None:
+    """Take note of a result that nobody waits for any more, or asyncio complains of it."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _encode_body(request: web.Request, body: bytes) -> tuple[str, bool]:

@@ -58,6 +58,29 @@ def test_what_is_cut_off_does_not_count(float32: Embedder) -> None:
     np.testing.assert_array_equal(vectors[0], vectors[1])
 
 
+LONG_TEXTS = {
+    "words": "the history of medicine " * 3_000,
+    "punctuation": "!" * 100_000,
+    "spaces, then words": " " * 60_000 + "word " * 300,
+    "one word": "x" * 100_000,
+    "long words": ("x" * 99 + " ") * 1_000,
+    "too long words": ("x" * 16_000 + " ") * 20 + "end",
+    "han": "漢字仮名" * 10_000,
+    "accents": "e\u0301" * 50_000,
+    "emoji": "👩‍👩‍👧 " * 10_000,
+    "controls": "\x00\u200b" * 40_000 + "word",
+    "special tokens": "[MASK]" * 5_000,
+}
+
+
+@pytest.mark.parametrize("name", LONG_TEXTS)
+def test_long_texts_have_the_tokens_of_the_whole_text(int8: Embedder, name: str) -> None:
+    text = LONG_TEXTS[name]
+    whole, prefix = int8._tokenizer.encode(text), int8._tokenizer.encode(int8._shorten(text))
+    assert prefix.ids == whole.ids
+    assert bool(prefix.overflowing) == bool(whole.overflowing)
+
+
 def test_short_texts_are_not_padded(int8: Embedder) -> None:
     assert int8.embed(["vitamin d", ""]).tokens == [4, 2]
 

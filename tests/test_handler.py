@@ -259,6 +259,7 @@ def test_a_loaded_model_stays_when_the_folder_goes(load_app: LoadApp, copy_model
     [
         ({"MODEL_PRECISION": "fp16"}, "no precision 'fp16'"),
         ({"MODEL_NAME": "other"}, "no model in .*other"),
+        ({"MODEL_NAME": "x" * 300}, "cannot read .*File name too long"),
         ({"MODEL_THREADS": "many"}, "MODEL_THREADS is 'many'"),
         ({"MODEL_THREADS": "0"}, "MODEL_THREADS is '0'"),
     ],
