@@ -15,7 +15,7 @@ try:
     from export.to_onnx import to_onnx
     from export.verify import reference_vectors, verify
     from handler.artifact import MANIFEST, MODEL_FILES, TOKENIZER, Artifact, ArtifactError, Parity
-    from quantize import DEFAULT_RECIPE, RECIPES, QuantizationError, quantize
+    from quantize import DEFAULT_RECIPE, OWN_TEXTS, RECIPES, Calibration, QuantizationError, quantize
 except ModuleNotFoundError as error:
     sys.exit(f"export: {error.name} is missing, install what the export needs with: pip install '.[export]'")
 
@@ -47,9 +47,10 @@ def build(arguments: argparse.Namespace) -> None:
         float32 = (built if "fp32" in arguments.precision else workdir) / MODEL_FILES["fp32"]
         with steps.step("export to float32 ONNX"):
             to_onnx(source.folder, float32, workdir)
-        with steps.step(f"quantize to INT8, recipe {arguments.recipe}"):
+        with steps.step(f"quantize to INT8, recipe {arguments.recipe}") as advance:
             if "int8" in arguments.precision:
-                quantize(float32, built / MODEL_FILES["int8"], arguments.recipe)
+                calibration = Calibration(source.tokenizer, source.max_tokens, arguments.calibration)
+                quantize(float32, built / MODEL_FILES["int8"], arguments.recipe, calibration, advance)
         with steps.step("embed the verification texts with sentence-transformers"):
             reference = reference_vectors(source.folder, VERIFICATION_TEXTS)
         parities: dict[str, Parity] = {}
@@ -74,6 +75,9 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("build/ml-models"), metavar="DIR", help="%(default)s")
     parser.add_argument("--precision", type=_precisions, default="int8,fp32", help="default: %(default)s")
     parser.add_argument("--recipe", choices=RECIPES, default=DEFAULT_RECIPE, help="of INT8; default: %(default)s")
+    parser.add_argument(
+        "--calibration", type=Path, default=OWN_TEXTS, metavar="FILE", help="your own texts for it, JSONL or lines"
+    )
     return parser.parse_args()
 
 

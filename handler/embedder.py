@@ -35,6 +35,10 @@ LAMBDA_MB_PER_VCPU = 1769
 """Lambda memory that buys one vCPU (AWS Lambda Developer Guide, "Configure Lambda function memory")."""
 
 
+_SLOW_FUSIONS = ["SkipLayerNormFusion", "BiasSkipLayerNormFusion"]
+"""Fusions whose CPU kernel is slower than the Add and LayerNormalization that it replaces."""
+
+
 @dataclass(frozen=True)
 class Embeddings:
     """What `Embedder.embed` returns; row i belongs to text i."""
@@ -167,7 +171,9 @@ def _load_session(model: str, threads: int) -> onnxruntime.InferenceSession:
     options.inter_op_num_threads = 1
     # Spinning threads burn the CPU quota that Lambda bills and that other threads need.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOW_FUSIONS
+    )
 
 
 def _well_formed(text: Any) -> str:

@@ -1,7 +1,7 @@
 """Float32 ONNX to INT8 ONNX, with onnx and onnxruntime alone.
 
-from quantize import quantize
-quantize(Path("model.onnx"), Path("model_int8.onnx"), "avx512_vnni")
+from quantize import Calibration, quantize
+quantize(Path("model.onnx"), Path("model_int8.onnx"), "static", Calibration(Path("tokenizer.json"), max_tokens=256))
 """
 
 import os
@@ -9,6 +9,8 @@ import os
 # onnxruntime's wheels report usage from a thread of their own unless told not to before the import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
-from quantize.recipes import DEFAULT_RECIPE, RECIPES, QuantizationError, quantize
+from quantize.calibration import OWN_TEXTS, Calibration
+from quantize.errors import QuantizationError
+from quantize.recipes import DEFAULT_RECIPE, RECIPES, quantize
 
-__all__ = ["DEFAULT_RECIPE", "RECIPES", "QuantizationError", "quantize"]
+__all__ = ["DEFAULT_RECIPE", "OWN_TEXTS", "RECIPES", "Calibration", "QuantizationError", "quantize"]

@@ -6,23 +6,42 @@ import argparse
 import sys
 from pathlib import Path
 
-from quantize import DEFAULT_RECIPE, RECIPES, QuantizationError, quantize
+from quantize import DEFAULT_RECIPE, OWN_TEXTS, RECIPES, Calibration, QuantizationError, quantize
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m quantize", description="Float32 ONNX to INT8 ONNX.")
-    parser.add_argument("source", metavar="IN", type=Path, help="float32 ONNX file")
-    parser.add_argument("target", metavar="OUT", type=Path, help="INT8 ONNX file to write")
-    parser.add_argument("--recipe", choices=RECIPES, default=DEFAULT_RECIPE, help="default: %(default)s")
-    arguments = parser.parse_args()
+    arguments = _parse_arguments()
+    tokenizer = arguments.tokenizer or arguments.source.with_name("tokenizer.json")
+    calibration = Calibration(tokenizer, arguments.max_tokens, arguments.calibration)
     try:
-        quantize(arguments.source, arguments.target, arguments.recipe)
+        errors = quantize(arguments.source, arguments.target, arguments.recipe, calibration, _show)
     except QuantizationError as error:
         print(f"quantize: {error}", file=sys.stderr)
         return 1
     before, after = arguments.source.stat().st_size, arguments.target.stat().st_size
     print(f"{arguments.target}: {after / 1e6:.1f} MB, from {before / 1e6:.1f} MB, recipe {arguments.recipe}")
+    for name in sorted(errors, key=lambda name: -errors[name])[:3]:
+        print(f"relative error {errors[name]:.4f} in {name}")
     return 0
+
+
+def _show(done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        print(f"\rlinear {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m quantize", description="Float32 ONNX to INT8 ONNX.")
+    parser.add_argument("source", metavar="IN", type=Path, help="float32 ONNX file")
+    parser.add_argument("target", metavar="OUT", type=Path, help="INT8 ONNX file to write")
+    parser.add_argument("--recipe", choices=RECIPES, default=DEFAULT_RECIPE, help="default: %(default)s")
+    static = parser.add_argument_group("of the static recipe")
+    static.add_argument("--tokenizer", type=Path, metavar="FILE", help="default: tokenizer.json beside IN")
+    static.add_argument("--max-tokens", type=int, default=256, metavar="N", help="default: %(default)s")
+    static.add_argument(
+        "--calibration", type=Path, default=OWN_TEXTS, metavar="FILE", help="your own texts, JSONL or lines"
+    )
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

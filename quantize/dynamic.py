@@ -29,13 +29,14 @@ class DynamicRecipe:
 
     batch_independent = False
 
-    def apply(self, source: Path, target: Path) -> None:
-        """Quantize the ONNX file `source` into `target`."""
+    def apply(self, source: Path, target: Path, calibration: object, advance: object) -> dict[str, float]:
+        """Quantize the ONNX file `source` into `target`. Nothing is calibrated, so no layer's error is known."""
         logging.disable(logging.WARNING)  # onnxruntime advises on preprocessing, which changes nothing in these graphs
         try:
             self._quantize(source, target)
         finally:
             logging.disable(logging.NOTSET)
+        return {}
 
     def _quantize(self, source: Path, target: Path) -> None:
         quantize_dynamic(

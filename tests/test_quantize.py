@@ -3,14 +3,20 @@
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 
+from export.texts import VERIFICATION_TEXTS
 from handler.artifact import open_artifact
-from quantize import DEFAULT_RECIPE, RECIPES, QuantizationError, quantize
+from quantize import DEFAULT_RECIPE, OWN_TEXTS, RECIPES, Calibration, QuantizationError, quantize
+from quantize.calibration import read_texts
+from quantize.dynamic import DynamicRecipe
+from quantize.fusion import fuse
+from quantize.linear import WEIGHT_LEVELS, plan_input, quantize_linear, round_weights
 
 
 @pytest.fixture(scope="module")
@@ -22,8 +28,11 @@ def weights(path: Path) -> dict[str, np.ndarray]:
     return {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer}
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_recipes_quantize_every_linear_per_channel(recipe: str, float32_file: Path, tmp_path: Path) -> None:
+DYNAMIC = [name for name, recipe in RECIPES.items() if isinstance(recipe, DynamicRecipe)]
+
+
+@pytest.mark.parametrize("recipe", DYNAMIC)
+def test_dynamic_recipes_quantize_every_linear_per_channel(recipe: str, float32_file: Path, tmp_path: Path) -> None:
     target = tmp_path / "int8.onnx"
     quantize(float32_file, target, recipe)
     model = onnx.load(target)
@@ -38,12 +47,103 @@ def test_recipes_quantize_every_linear_per_channel(recipe: str, float32_file: Pa
 
 
 def test_the_same_input_gives_the_same_bytes(float32_file: Path, tmp_path: Path, model_folder: Path) -> None:
-    quantize(float32_file, tmp_path / "int8.onnx")
+    calibration = Calibration(open_artifact(model_folder).tokenizer, max_tokens=256)
+    done: list[tuple[int, int]] = []
+    errors = quantize(float32_file, tmp_path / "int8.onnx", "static", calibration, lambda *step: done.append(step))
     assert (tmp_path / "int8.onnx").read_bytes() == open_artifact(model_folder).model("int8").read_bytes()
+    assert done == [(step, 24) for step in range(25)]
+    assert len(errors) == 24
+    assert 0 < max(errors.values()) < 0.1
+
+
+def test_static_graph_is_the_one_that_is_fast_and_portable(model_folder: Path) -> None:
+    model = onnx.load(open_artifact(model_folder).model("int8"))
+    assert [value.name for value in model.graph.input] == ["input_ids", "token_type_ids"]
+    operators = Counter(node.op_type for node in model.graph.node)
+    assert (operators["MatMulIntegerToFloat"], operators["QuantizeLinear"], operators["MultiHeadAttention"]) == (
+        36,
+        24,
+        6,
+    )
+    slow = {"DynamicQuantizeLinear", "SkipLayerNormalization", "Attention", "QAttention", "MatMulInteger"}
+    assert not slow & set(operators)
+    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "MatMulIntegerToFloat":
+            weight = tensors[node.input[1]]
+            assert weight.dtype == np.int8
+            assert 255 * 2 * np.abs(weight.astype(int)).max() < 2**15  # no 16-bit sum of AVX2 can saturate
+            assert tensors[node.input[2]].shape == ()
+            assert tensors[node.input[3]].shape == (weight.shape[1],)
+    assert open_artifact(model_folder).model("int8").stat().st_size <= 25_000_000
+
+
+BAD_CALIBRATION = [
+    ("few.txt", "one\ntwo\n", "few.txt has 2 texts: at least 100"),
+    ("bad.jsonl", "{", "cannot read calibration texts from .*bad.jsonl"),
+    ("field.jsonl", '{"txt": 1}', "cannot read calibration texts from .*field.jsonl"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BAD_CALIBRATION)
+def test_unusable_calibration_is_named(
+    float32_file: Path, tmp_path: Path, model_folder: Path, name: str, content: str, message: str
+) -> None:
+    (tmp_path / name).write_text(content)
+    calibration = Calibration(open_artifact(model_folder).tokenizer, 256, tmp_path / name)
+    with pytest.raises(QuantizationError, match=message):
+        quantize(float32_file, tmp_path / "out.onnx", "static", calibration)
+    with pytest.raises(QuantizationError, match=r"cannot read the tokenizer .*missing.json"):
+        quantize(float32_file, tmp_path / "out.onnx", "static", Calibration(tmp_path / "missing.json", 256))
+    with pytest.raises(QuantizationError, match="the static recipe needs calibration"):
+        quantize(float32_file, tmp_path / "out.onnx")
+    assert not (tmp_path / "out.onnx").exists()
+
+
+def test_calibration_texts_are_never_verified_with() -> None:
+    texts = read_texts(OWN_TEXTS)
+    assert len(texts) == len(set(texts)) > 400
+    assert not {text.strip() for text in texts} & {text.strip() for text in VERIFICATION_TEXTS if text.strip()}
+
+
+def test_rounding_makes_good_for_its_errors() -> None:
+    """GPTQ against rounding to nearest, on correlated inputs."""
+    source = np.random.default_rng(0)
+    inputs = source.normal(size=(2000, 64)) @ source.normal(size=(64, 64))
+    weight = source.normal(size=(64, 32))
+    codes, scale = round_weights(weight, inputs.T @ inputs / len(inputs))
+    nearest = np.abs(weight).max(axis=0) / WEIGHT_LEVELS
+    simple = np.rint(weight / nearest) * nearest
+    assert np.abs(codes).max() <= WEIGHT_LEVELS
+    error, simple_error = (np.linalg.norm(inputs @ (found - weight)) for found in (codes * scale, simple))
+    assert error < 0.8 * simple_error
+
+
+def test_an_outlier_channel_stays_exact() -> None:
+    source = np.random.default_rng(1)
+    inputs = source.normal(size=(3000, 48)).astype(np.float32)
+    inputs[:, 7] *= 200
+    weight, bias = (source.normal(size=shape).astype(np.float32) for shape in ((48, 16), (16,)))
+    plan = plan_input(inputs, weight, outliers=1)
+    assert np.flatnonzero(plan.is_outlier).tolist() == [7]
+    np.testing.assert_array_equal(plan.dequantized(inputs)[:, 7], (inputs / plan.smoothing)[:, 7])
+    found = quantize_linear(inputs, inputs, weight, bias, outliers=1)
+    assert not found.weight[7].any()
+    assert found.error < 0.1 * quantize_linear(inputs, inputs, weight, bias, outliers=0).error
+
+
+def test_a_graph_without_attention_is_refused(tmp_path: Path) -> None:
+    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
+    weight = onnx.numpy_helper.from_array(np.ones((2, 2), np.float32), "w")
+    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 2]) for name in "xy"]
+    graph = onnx.helper.make_graph([node], "g", values[:1], values[1:], [weight])
+    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), tmp_path / "in.onnx")
+    with pytest.raises(QuantizationError, match="no attention was recognised"):
+        fuse(tmp_path / "in.onnx")
 
 
 def test_unknown_recipe(float32_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(QuantizationError, match="no recipe 'int4': choose one of avx2, avx512_vnni, arm64"):
+    with pytest.raises(QuantizationError, match="no recipe 'int4': choose one of static, avx2, avx512_vnni, arm64"):
         quantize(float32_file, tmp_path / "out.onnx", "int4")
 
 
@@ -67,10 +167,10 @@ def test_missing_input(tmp_path: Path) -> None:
 
 def test_unwritable_output_leaves_nothing(float32_file: Path, tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match=r"cannot write .*out.onnx: No such file or directory"):
-        quantize(float32_file, tmp_path / "no" / "out.onnx")
+        quantize(float32_file, tmp_path / "no" / "out.onnx", "avx2")
     (tmp_path / "taken").mkdir()
     with pytest.raises(QuantizationError, match=r"cannot write .*taken: Is a directory"):
-        quantize(float32_file, tmp_path / "taken")
+        quantize(float32_file, tmp_path / "taken", "avx2")
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
