@@ -1,5 +1,7 @@
 """The library: shapes, independence of the batch, truncation, odd input."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from handler.artifact import MANIFEST, FileEntry, open_artifact, sha256
 from handler.embedder import LAMBDA_MB_PER_VCPU, TOKENS_PER_RUN, Embedder, _runs, default_threads
+from quantize import quantize
 from tests.hostile import HOSTILE, LONE_SURROGATES, readable
 
 PRECISIONS = ("int8", "fp32")
@@ -45,6 +49,29 @@ def test_a_vector_depends_on_its_text_alone(precision: str, batch: list[str], se
     seed.shuffle(order)
     together = embedder.embed([batch[index] for index in order]).vectors
     assert np.abs(together - alone[order]).max() <= 1e-6
+
+
+def test_a_dynamic_recipe_is_embedded_one_text_at_a_time(copy_model: Callable[[str], Path]) -> None:
+    """Its activation scales are taken over a whole run, which must then hold no other text."""
+    version = copy_model("v1") / "v1"
+    artifact = open_artifact(version)
+    quantize(artifact.model("fp32"), artifact.model("int8"), "avx512_vnni")
+    entry = FileEntry(artifact.model("int8").stat().st_size, sha256(artifact.model("int8")))
+    dynamic = replace(artifact.manifest.precisions["int8"], recipe="avx512_vnni", batch_independent=False)
+    manifest = replace(
+        artifact.manifest,
+        files={**artifact.manifest.files, "model_int8.onnx": entry},
+        precisions={**artifact.manifest.precisions, "int8": dynamic},
+    )
+    (version / MANIFEST).write_bytes(manifest.to_json())
+    batch = ["the cat sat", "§ @ ~", "? ? ?"]  # of one length
+    embedder = Embedder.load(version)
+    together = embedder.embed(batch).vectors
+    alone = np.concatenate([embedder.embed([text]).vectors for text in batch])
+    np.testing.assert_array_equal(together, alone)
+    unsafe = replace(manifest, precisions={"int8": replace(dynamic, batch_independent=True)})
+    (version / MANIFEST).write_bytes(unsafe.to_json())
+    assert np.abs(Embedder.load(version).embed(batch).vectors - alone).max() > 1e-3
 
 
 @pytest.mark.parametrize(("words", "tokens", "truncated"), [(253, 255, []), (254, 256, []), (255, 256, [0])])
