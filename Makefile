@@ -27,10 +27,10 @@ format: .venv/test ## Apply the style
 
 model: $(MODEL) ## Build the artifact folder build/ml-models
 
-$(MODEL): .venv/serve $(wildcard export/*.py quantize/*.py) handler/artifact.py
+$(MODEL): .venv/serve $(wildcard export/*.py quantize/*.py) quantize/calibration.jsonl handler/artifact.py
 	$(BIN)/python -m export --output $(MODELS)
 
-benchmarks: .venv/test $(MODEL) ## Measure all benchmarks and write the README's figures (half an hour of a quiet machine)
+benchmarks: .venv/test $(MODEL) ## Measure all benchmarks and write the README's figures (ten minutes of a quiet machine)
 	for name in cold-start latency throughput quality readme; do $(BIN)/python -m benchmarks $$name || exit 1; done
 
 lock: .venv/test ## Write the versions now installed to constraints.txt

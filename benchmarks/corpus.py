@@ -65,10 +65,15 @@ def read_texts(path: Path) -> list[str]:
     Raises CorpusError.
     """
     try:
-        lines = path.read_text("utf-8").splitlines()
+        lines = _lines(path)
         return [json.loads(line)["text"] for line in lines] if path.suffix == ".jsonl" else lines
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorpusError(f"cannot read texts from {path} ({error!r}): one JSON object with text a line") from error
+
+
+def _lines(path: Path) -> list[str]:
+    """Lines end at a newline alone; str.splitlines would end them inside texts too, at U+2028 for one."""
+    return path.read_text("utf-8").removesuffix("\n").split("\n")
 
 
 def read_pairs(path: Path) -> Pairs:
@@ -77,7 +82,7 @@ def read_pairs(path: Path) -> Pairs:
     Raises CorpusError.
     """
     try:
-        header, *rows = [line.split("\t") for line in path.read_text("utf-8").splitlines()]
+        header, *rows = [line.split("\t") for line in _lines(path)]
         left, right, score = (header.index(name) for name in ("sentence1", "sentence2", "score"))
         return Pairs(
             path.name,

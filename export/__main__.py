@@ -8,9 +8,9 @@ from pathlib import Path
 
 try:
     from export import ExportError, store
-    from export.manifest import describe, summary
+    from export.manifest import describe, summary, verified
     from export.progress import Steps
-    from export.source import DEFAULT_MODEL, fetch
+    from export.source import DEFAULT_MODEL, fetch, identify
     from export.texts import VERIFICATION_TEXTS
     from export.to_onnx import to_onnx
     from export.verify import reference_vectors, verify
@@ -36,8 +36,7 @@ def main() -> int:
 def build(arguments: argparse.Namespace) -> None:
     """The steps in order."""
     steps = Steps(total=6)
-    name = (arguments.model_id or (DEFAULT_MODEL if Path(arguments.model).is_dir() else arguments.model)).split("/")[-1]
-    model_folder = arguments.output / name
+    model_folder = arguments.output / identify(arguments.model, arguments.model_id).split("/")[-1]
     with store.staging(model_folder) as workdir:
         built = workdir / "version"
         built.mkdir()
@@ -53,13 +52,13 @@ def build(arguments: argparse.Namespace) -> None:
                 quantize(float32, built / MODEL_FILES["int8"], arguments.recipe, calibration, advance)
         with steps.step("embed the verification texts with sentence-transformers"):
             reference = reference_vectors(source.folder, VERIFICATION_TEXTS)
+        draft = describe(source, built, reference.shape[1], arguments.recipe)
         parities: dict[str, Parity] = {}
-        draft = describe(source, built, reference.shape[1], arguments.recipe, parities)
         with steps.step("compare the artifact's vectors with them") as advance:
             for precision in draft.precisions:
                 artifact = Artifact(built, draft)
                 parities[precision] = verify(artifact, precision, VERIFICATION_TEXTS, reference, advance)
-        manifest = describe(source, built, reference.shape[1], arguments.recipe, parities)
+        manifest = verified(draft, parities)
         with steps.step(f"install version {manifest.version} in {model_folder}"):
             (built / MANIFEST).write_bytes(manifest.to_json())
             is_new = store.install(built, model_folder, manifest.version)

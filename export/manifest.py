@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -21,15 +21,15 @@ TOOLS = ("onnx", "onnxruntime", "optimum", "optimum-onnx", "sentence-transformer
 _UNVERIFIED = Parity(0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
-def describe(source: Source, built: Path, dimensions: int, recipe: str, parities: Mapping[str, Parity]) -> Manifest:
-    """The manifest of the files in `built`. A precision without parity figures has zeros for them."""
+def describe(source: Source, built: Path, dimensions: int, recipe: str) -> Manifest:
+    """The manifest of the files in `built`, with zeros for parity figures until they are measured."""
     files = {path.name: FileEntry(path.stat().st_size, sha256(path)) for path in sorted(built.iterdir())}
     precisions = {
         name: Precision(
             file=file,
             recipe=recipe if name == "int8" else None,
             batch_independent=name == "fp32" or RECIPES[recipe].batch_independent,
-            parity=parities.get(name, _UNVERIFIED),
+            parity=_UNVERIFIED,
         )
         for name, file in MODEL_FILES.items()
         if file in files
@@ -50,7 +50,13 @@ def describe(source: Source, built: Path, dimensions: int, recipe: str, parities
         files=files,
         tools={tool: version_of(tool) for tool in TOOLS},
     )
-    return Manifest(**{**vars(manifest), "version": _name(manifest)})
+    return replace(manifest, version=_name(manifest))
+
+
+def verified(draft: Manifest, parities: Mapping[str, Parity]) -> Manifest:
+    """The manifest with the parity figures of each precision."""
+    precisions = {name: replace(entry, parity=parities[name]) for name, entry in draft.precisions.items()}
+    return replace(draft, precisions=precisions)
 
 
 def summary(manifest: Manifest) -> Table:

@@ -71,12 +71,8 @@ def fetch(model: str, model_id: str | None, revision: str | None, workdir: Path)
     A folder is taken for a copy of the default model, and checked as such, unless `model_id` names another.
     Raises ExportError.
     """
-    if Path(model).is_dir():
-        name, folder, origin = model_id or DEFAULT_MODEL, Path(model), "folder"
-    elif model_id is not None:
-        raise ExportError(f"--model-id names the model in a folder, and --model {model} is not a folder")
-    else:
-        name, (folder, origin) = model, _download(model, revision, workdir)
+    name = identify(model, model_id)
+    folder, origin = (Path(model), "folder") if Path(model).is_dir() else _download(model, revision, workdir)
     pin = PINS.get(name)
     _check_files(folder)
     if pin is not None and revision in (None, pin.revision):
@@ -94,6 +90,18 @@ def fetch(model: str, model_id: str | None, revision: str | None, workdir: Path)
         pooling=_read_pooling(folder),
         normalize="Normalize" in _read_modules(folder),
     )
+
+
+def identify(model: str, model_id: str | None) -> str:
+    """The id of the model that `--model` and `--model-id` ask for.
+
+    Raises ExportError if both name one.
+    """
+    if Path(model).is_dir():
+        return model_id or DEFAULT_MODEL
+    if model_id is not None:
+        raise ExportError(f"--model-id names the model in a folder, and --model {model} is not a folder")
+    return model
 
 
 def _download(model: str, revision: str | None, workdir: Path) -> tuple[Path, str]:

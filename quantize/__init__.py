@@ -1,4 +1,4 @@
-"""Float32 ONNX to INT8 ONNX, with onnx and onnxruntime alone.
+"""Float32 ONNX to INT8 ONNX, with onnx, onnxruntime, numpy and tokenizers; no torch.
 
 from quantize import Calibration, quantize
 quantize(Path("model.onnx"), Path("model_int8.onnx"), "static", Calibration(Path("tokenizer.json"), max_tokens=256))

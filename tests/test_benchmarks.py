@@ -100,6 +100,8 @@ def test_generated_texts_repeat_and_mix_lengths(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.delenv("EVAL_DATA", raising=False)
     assert mixed_length(50, None).texts == generate(50)
     assert len({len(text.split()) for text in generate(50)}) > 20
+    (tmp_path / "odd.jsonl").write_text('{"text": "one\u2028line"}\n{"text": "b"}\n', "utf-8")
+    assert read_texts(tmp_path / "odd.jsonl") == ["one\u2028line", "b"]
     (tmp_path / "mine.txt").write_text("one\ntwo\nthree\n")
     assert mixed_length(2, tmp_path / "mine.txt").texts == read_texts(tmp_path / "mine.txt")[:2] == ["one", "two"]
 
