@@ -43,7 +43,27 @@ class Calibration:
             raise QuantizationError(f"cannot read the tokenizer {self.tokenizer}: {error}") from error
         tokenizer.enable_truncation(self.max_tokens)
         tokenizer.no_padding()
-        return [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+        ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
+        (empty,) = tokenizer.encode_batch([""])
+        return ids + vocabulary_pieces(tokenizer.get_vocab_size(), empty.ids, self.max_tokens)
+
+
+def vocabulary_pieces(tokens: int, specials: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """The whole vocabulary once, in random order, cut into pieces of 1 to 100 tokens, short ones most often.
+
+    No collection of texts has every word. Some words excite channels that others leave alone, and a channel's range
+    must not depend on which words were chosen. `specials` are the first and last tokens of every text.
+    """
+    source = np.random.default_rng(0)
+    order = source.permutation(tokens).tolist()
+    first, last = specials[:1], specials[1:]
+    pieces: list[list[int]] = []
+    start = 0
+    while start < tokens:
+        size = min(int(100 ** source.random()), max_tokens - len(specials))
+        pieces.append([*first, *order[start : start + size], *last])
+        start += size
+    return pieces
 
 
 def read_texts(path: Path) -> list[str]:
@@ -66,23 +86,51 @@ def read_texts(path: Path) -> list[str]:
     return texts
 
 
-def activations(model: onnx.ModelProto, names: Sequence[str], ids: Sequence[Sequence[int]]) -> dict[str, Array]:
-    """The tensors `names`, which must be outputs of the model, for every token: float32, shape (tokens, channels).
+@dataclass(frozen=True)
+class Statistics:
+    """Of each channel of a tensor over all tokens: float32, shape (channels,)."""
 
-    Tokens come in one fixed order, the same for every tensor and model.
-    """
+    lowest: Array
+    highest: Array
+    mean: Array
+
+    @property
+    def middle(self) -> Array:
+        """Between lowest and highest."""
+        return (self.lowest + self.highest) / np.float32(2)
+
+
+def statistics(model: onnx.ModelProto, names: Sequence[str], ids: Sequence[Sequence[int]]) -> dict[str, Statistics]:
+    """Statistics of the tensors `names`, which must be outputs of the model."""
+    per_run: dict[str, list[tuple[Array, Array, Array]]] = {name: [] for name in names}
+    for values in _outputs(model, names, ids):
+        for name, rows in values.items():
+            per_run[name].append((rows.min(axis=0), rows.max(axis=0), rows.sum(axis=0)))
+    tokens = sum(len(text) for text in ids)
+    found = {}
+    for name, runs in per_run.items():
+        lowest, highest, totals = (np.stack(parts) for parts in zip(*runs, strict=True))
+        mean: Array = (totals.sum(axis=0, dtype=np.float64) / tokens).astype(np.float32)
+        found[name] = Statistics(lowest.min(axis=0), highest.max(axis=0), mean)
+    return found
+
+
+def activations(model: onnx.ModelProto, name: str, ids: Sequence[Sequence[int]]) -> Array:
+    """The tensor `name`, which must be an output of the model, for every token: float32, shape (tokens, channels)."""
+    return np.concatenate([values[name] for values in _outputs(model, [name], ids)])
+
+
+def _outputs(model: onnx.ModelProto, names: Sequence[str], ids: Sequence[Sequence[int]]) -> Iterator[dict[str, Array]]:
+    """The tensors `names` of one run after the other, each of shape (tokens of the run, channels)."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     inputs = {node.name for node in session.get_inputs()}
-    rows: dict[str, list[Array]] = {name: [] for name in names}
     for run in _runs(ids):
         batch = np.array(run, np.int64)
         feeds = {"input_ids": batch, "token_type_ids": np.zeros_like(batch)}
         found = session.run(list(names), {name: value for name, value in feeds.items() if name in inputs})
-        for name, value in zip(names, found, strict=True):
-            rows[name].append(value.reshape(-1, value.shape[-1]))
-    return {name: np.concatenate(parts) for name, parts in rows.items()}
+        yield {name: value.reshape(-1, value.shape[-1]) for name, value in zip(names, found, strict=True)}
 
 
 def _runs(ids: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:

@@ -88,6 +88,11 @@ class Graph:
     def groups(self) -> list[Group]:
         return [part for part in self.parts if isinstance(part, Group)]
 
+    @property
+    def nodes(self) -> list[NodeProto]:
+        """What is not part of a linear layer."""
+        return [part for part in self.parts if not isinstance(part, Group)]
+
     def model(self, pieces: Mapping[str, Piece], outputs: Iterable[str] | None = None) -> onnx.ModelProto:
         """A runnable model with `pieces` in the place of the groups of that name, float32 linears in that of others.
 

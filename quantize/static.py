@@ -1,7 +1,7 @@
 """Static quantization of a whole encoder: layer after layer, each on the output of those quantized before it.
 
-With scales fixed on calibration text, a vector depends on its text alone, and with weights of 7 bits on no CPU's
-16-bit sums. `linear.py` says what is done to a layer; here the layers are walked through and the graph is written:
+With scales fixed on calibration text, a vector depends on its text alone. `centring.py` prepares the float32 graph,
+`linear.py` says what is done to a layer; here the layers are walked through and the graph is written:
 
     Mul(x, 1/s) -> QuantizeLinear -> MatMulIntegerToFloat(W_q) -> Add(MatMul(Gather(x, outliers), W_o))
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +20,24 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from quantize.calibration import Calibration, activations
+from quantize.calibration import Calibration, activations, statistics
+from quantize.centring import centrable, centred
 from quantize.errors import QuantizationError
 from quantize.fusion import MICROSOFT, Graph, Group, Piece, fuse
-from quantize.linear import QuantizedLinear, quantize_linear
+from quantize.linear import QuantizedLinear, Settings, quantize_linear
 
 Advance = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
 class StaticRecipe:
-    """Static activation scales, smoothing, float32 outlier channels, weights of 7 bits rounded by output error."""
+    """Static activation scales, centring, smoothing, float32 outlier channels, weights rounded by output error."""
 
-    outlier_share: float = 1 / 24
-    """Share of an input's channels that stay float32: 16 of 384, 64 of 1536."""
+    settings: Settings = field(default_factory=Settings)
+    centre: bool = True
+    outliers: int = 4
+    """Channels that stay float32 of an input that is wider than its output. Elsewhere they bring less, and the sum of
+    two products costs more: it is taken over the output."""
 
     batch_independent = True
 
@@ -50,34 +54,42 @@ class StaticRecipe:
             graph = fuse(source)
         finally:
             logging.disable(logging.NOTSET)
-        pieces, errors = self._quantize_groups(graph, ids, advance)
-        model = graph.model(pieces)
+        model, errors = self._quantize_groups(graph, ids, advance)
         store_tables_as_int8(model.graph)
         target.write_bytes(model.SerializeToString())
         return errors
 
     def _quantize_groups(
         self, graph: Graph, ids: Sequence[Sequence[int]], advance: Advance
-    ) -> tuple[dict[str, Piece], dict[str, float]]:
+    ) -> tuple[onnx.ModelProto, dict[str, float]]:
+        found = statistics(graph.model({}, names := list(centrable(graph))), names, ids)
+        if self.centre:
+            graph = centred(graph, {name: of.middle for name, of in found.items()})
         groups = graph.groups
         names = sorted({group.input for group in groups})
-        exact = activations(graph.model({}, names), names, ids)
+        exact = statistics(graph.model({}, names), names, ids)
         done: dict[str, QuantizedLinear] = {}
         pieces: dict[str, Piece] = {}
         for index, group in enumerate(groups):
             advance(index, len(groups))
-            (inputs,) = activations(graph.model(pieces, [group.input]), [group.input], ids).values()
-            # Folding needs every channel in INT8: there is no factor of zero to leave one out with.
-            outliers = 0 if group.folds_into else round(group.weight.shape[0] * self.outlier_share)
-            found = quantize_linear(exact[group.input], inputs, group.weight, group.bias, outliers)
+            inputs = activations(graph.model(pieces, [group.input]), group.input, ids)
+            wide, narrow = group.weight.shape
+            quantized = quantize_linear(
+                inputs,
+                group.weight,
+                group.bias,
+                exact[group.input].mean,
+                self.outliers if wide > narrow else 0,
+                self.settings,
+            )
             if group.folds_into:
                 before = next(other for other in groups if group.folds_into in [line.output for line in other.linears])
-                done[before.name] = _scale_output(before, done[before.name], group.folds_into, found.plan.smoothing)
+                done[before.name] = _scale_output(before, done[before.name], group.folds_into, quantized.plan.smoothing)
                 pieces[before.name] = write_group(before, done[before.name])
-            done[group.name] = found
-            pieces[group.name] = write_group(group, found)
+            done[group.name] = quantized
+            pieces[group.name] = write_group(group, quantized)
         advance(len(groups), len(groups))
-        return pieces, {name: quantized.error for name, quantized in done.items()}
+        return graph.model(pieces), {name: quantized.error for name, quantized in done.items()}
 
 
 def write_group(group: Group, quantized: QuantizedLinear) -> Piece:
@@ -87,8 +99,8 @@ def write_group(group: Group, quantized: QuantizedLinear) -> Piece:
     outliers = np.flatnonzero(plan.is_outlier)
     scaled = group.input
     if not group.folds_into:
-        factors = np.where(plan.is_outlier, 0, 1 / plan.smoothing).astype(np.float32)
-        scaled = writer.node("Mul", [group.input, writer.constant("inverse_smoothing", factors)], "smoothed")
+        factors = writer.constant("inverse_smoothing", (1 / plan.smoothing).astype(np.float32))
+        scaled = writer.node("Mul", [group.input, factors], "smoothed")
     scale = writer.constant("scale", np.array(plan.scale, np.float32))
     zero = writer.constant("zero_point", np.array(plan.zero_point, np.uint8))
     codes = writer.node("QuantizeLinear", [scaled, scale, zero], "codes")

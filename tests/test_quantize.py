@@ -9,14 +9,18 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from export.texts import VERIFICATION_TEXTS
 from handler.artifact import open_artifact
 from quantize import DEFAULT_RECIPE, OWN_TEXTS, RECIPES, Calibration, QuantizationError, quantize
-from quantize.calibration import read_texts
+from quantize.calibration import activations, read_texts, statistics, vocabulary_pieces
+from quantize.centring import centrable, centred
 from quantize.dynamic import DynamicRecipe
 from quantize.fusion import fuse
-from quantize.linear import WEIGHT_LEVELS, plan_input, quantize_linear, round_weights
+from quantize.linear import Settings, plan_input, quantize_linear, round_weights
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,12 @@ def test_the_same_input_gives_the_same_bytes(float32_file: Path, tmp_path: Path,
     assert 0 < max(errors.values()) < 0.1
 
 
+def largest_pair_sum(weight: np.ndarray) -> int:
+    """The largest magnitude that codes of 0 to 255 can give the sum of two products, of input channels 2i and 2i+1."""
+    pairs = weight.astype(int).reshape(-1, 2, weight.shape[1])
+    return 255 * int(max(np.maximum(pairs, 0).sum(axis=1).max(), np.maximum(-pairs, 0).sum(axis=1).max()))
+
+
 def test_static_graph_is_the_one_that_is_fast_and_portable(model_folder: Path) -> None:
     model = onnx.load(open_artifact(model_folder).model("int8"))
     assert [value.name for value in model.graph.input] == ["input_ids", "token_type_ids"]
@@ -72,7 +82,7 @@ def test_static_graph_is_the_one_that_is_fast_and_portable(model_folder: Path) -
         if node.op_type == "MatMulIntegerToFloat":
             weight = tensors[node.input[1]]
             assert weight.dtype == np.int8
-            assert 255 * 2 * np.abs(weight.astype(int)).max() < 2**15  # no 16-bit sum of AVX2 can saturate
+            assert largest_pair_sum(weight) < 2**15  # no 16-bit sum of AVX2 can saturate
             assert tensors[node.input[2]].shape == ()
             assert tensors[node.input[3]].shape == (weight.shape[1],)
     assert open_artifact(model_folder).model("int8").stat().st_size <= 25_000_000
@@ -106,17 +116,68 @@ def test_calibration_texts_are_never_verified_with() -> None:
     assert not {text.strip() for text in texts} & {text.strip() for text in VERIFICATION_TEXTS if text.strip()}
 
 
-def test_rounding_makes_good_for_its_errors() -> None:
-    """GPTQ against rounding to nearest, on correlated inputs."""
+def test_the_whole_vocabulary_is_calibrated_with() -> None:
+    pieces = vocabulary_pieces(1000, [101, 102], max_tokens=64)
+    assert {(piece[0], piece[-1]) for piece in pieces} == {(101, 102)}
+    assert sorted(token for piece in pieces for token in piece[1:-1]) == list(range(1000))
+    lengths = [len(piece) for piece in pieces]
+    assert min(lengths) == 3
+    assert 40 < max(lengths) <= 64
+    assert pieces == vocabulary_pieces(1000, [101, 102], max_tokens=64)
+
+
+def test_centring_changes_ranges_and_not_the_model(float32_file: Path, model_folder: Path) -> None:
+    ids = [*Calibration(open_artifact(model_folder).tokenizer, 256).token_ids()[:40]]
+    graph = fuse(float32_file)
+    names = list(centrable(graph))
+    assert len(names) == 12  # after the embeddings and twice in each of six layers, but for the model's output
+    before = statistics(graph.model({}, names), names, ids)
+    shifted = centred(graph, {name: of.middle for name, of in before.items()})
+    after = statistics(shifted.model({}, names), names, ids)
+    for name in names:
+        np.testing.assert_allclose(after[name].lowest, -after[name].highest, atol=1e-4)
+    widest = max(np.maximum(of.highest, -of.lowest).max() for of in before.values())
+    assert max(of.highest.max() for of in after.values()) < 0.7 * widest
+    outputs = [activations(each.model({}), each.output, ids) for each in (graph, shifted)]
+    np.testing.assert_allclose(*outputs, atol=1e-4)
+
+
+SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 6))
+
+
+@given(weight=SHAPES.flatmap(lambda shape: arrays(np.float32, shape, elements=st.floats(-100, 100, width=32))))
+def test_no_rounded_weights_saturate_a_sum(weight: np.ndarray) -> None:
+    codes, scale = round_weights(weight, np.eye(len(weight), dtype=np.float32), Settings())
+    even = np.concatenate([codes, np.zeros((len(codes) % 2, codes.shape[1]), np.int8)])
+    assert largest_pair_sum(even) < 2**15
+    assert np.abs(codes.astype(int)).max() <= 127
+    # A scale is at least 0.7 of the one at which the column fits, so at most 30 % of a weight is cut.
+    assert np.abs(codes * scale - weight).max() <= (0.5 + 0.3 / 0.7 * 128) * scale.max() + 1e-4
+
+
+def correlated_inputs(columns: int) -> tuple[np.ndarray, np.ndarray]:
     source = np.random.default_rng(0)
-    inputs = source.normal(size=(2000, 64)) @ source.normal(size=(64, 64))
-    weight = source.normal(size=(64, 32))
-    codes, scale = round_weights(weight, inputs.T @ inputs / len(inputs))
-    nearest = np.abs(weight).max(axis=0) / WEIGHT_LEVELS
-    simple = np.rint(weight / nearest) * nearest
-    assert np.abs(codes).max() <= WEIGHT_LEVELS
-    error, simple_error = (np.linalg.norm(inputs @ (found - weight)) for found in (codes * scale, simple))
-    assert error < 0.8 * simple_error
+    inputs = source.normal(size=(2000, columns)) @ source.normal(size=(columns, columns))
+    return inputs.astype(np.float32), source.normal(size=(columns, 32)).astype(np.float32)
+
+
+def test_rounding_makes_good_for_its_errors() -> None:
+    """GPTQ against rounding to nearest with the same bounds."""
+    inputs, weight = correlated_inputs(64)
+    errors = []
+    for settings in (Settings(), Settings(damping=1e9)):
+        codes, scale = round_weights(weight, inputs.T @ inputs / len(inputs), settings)
+        errors.append(np.linalg.norm(inputs @ (codes * scale - weight)))
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_bounding_pairs_loses_less_than_bounding_weights() -> None:
+    inputs, weight = correlated_inputs(384)
+    errors = []
+    for settings in (Settings(), Settings(largest=63, largest_pair=126)):
+        codes, scale = round_weights(weight, inputs.T @ inputs / len(inputs), settings)
+        errors.append(np.linalg.norm(inputs @ (codes * scale - weight)))
+    assert errors[0] < 0.75 * errors[1]
 
 
 def test_an_outlier_channel_stays_exact() -> None:
@@ -124,12 +185,32 @@ def test_an_outlier_channel_stays_exact() -> None:
     inputs = source.normal(size=(3000, 48)).astype(np.float32)
     inputs[:, 7] *= 200
     weight, bias = (source.normal(size=shape).astype(np.float32) for shape in ((48, 16), (16,)))
-    plan = plan_input(inputs, weight, outliers=1)
+    plan = plan_input(inputs, weight, 1, Settings())
     assert np.flatnonzero(plan.is_outlier).tolist() == [7]
     np.testing.assert_array_equal(plan.dequantized(inputs)[:, 7], (inputs / plan.smoothing)[:, 7])
-    found = quantize_linear(inputs, inputs, weight, bias, outliers=1)
+    mean = inputs.mean(axis=0)
+    found, without = (quantize_linear(inputs, weight, bias, mean, count, Settings()) for count in (1, 0))
     assert not found.weight[7].any()
-    assert found.error < 0.1 * quantize_linear(inputs, inputs, weight, bias, outliers=0).error
+    np.testing.assert_array_equal(found.outlier_weight, weight[[7]])
+    assert found.error < 0.1 * without.error
+
+
+def test_a_one_sided_input_gets_nearly_all_codes_above_zero() -> None:
+    """As after GELU: most channels reach up, one stays below zero."""
+    source = np.random.default_rng(2)
+    inputs = np.maximum(source.normal(size=(3000, 48)), -0.17).astype(np.float32)
+    inputs[:, 3] = -np.abs(inputs[:, 3])
+    plan = plan_input(inputs, source.normal(size=(48, 16)).astype(np.float32), 0, Settings())
+    assert plan.zero_point < 64
+    assert plan_input(inputs, np.ones((48, 16), np.float32), 0, Settings(headrooms=(1,))).zero_point > plan.zero_point
+
+
+def test_the_outputs_keep_the_float32_models_mean() -> None:
+    inputs, weight = correlated_inputs(64)
+    bias, mean = np.ones(32, np.float32), inputs.mean(axis=0) + np.float32(0.5)
+    found = quantize_linear(inputs, weight, bias, mean, 0, Settings())
+    output = found.plan.dequantized(inputs) @ (found.weight * found.weight_scale) + found.bias
+    np.testing.assert_allclose(output.mean(axis=0), mean @ weight + bias, atol=1e-2)
 
 
 def test_a_graph_without_attention_is_refused(tmp_path: Path) -> None:
