@@ -10,7 +10,8 @@ import os
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from quantize.calibration import OWN_TEXTS, Calibration
+from quantize.check import Report
 from quantize.errors import QuantizationError
 from quantize.recipes import DEFAULT_RECIPE, RECIPES, quantize
 
-__all__ = ["DEFAULT_RECIPE", "OWN_TEXTS", "RECIPES", "Calibration", "QuantizationError", "quantize"]
+__all__ = ["DEFAULT_RECIPE", "OWN_TEXTS", "RECIPES", "Calibration", "QuantizationError", "Report", "quantize"]

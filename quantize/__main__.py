@@ -14,14 +14,15 @@ def main() -> int:
     tokenizer = arguments.tokenizer or arguments.source.with_name("tokenizer.json")
     calibration = Calibration(tokenizer, arguments.max_tokens, arguments.calibration)
     try:
-        errors = quantize(arguments.source, arguments.target, arguments.recipe, calibration, _show)
+        report = quantize(
+            arguments.source, arguments.target, arguments.recipe, calibration, _show, arguments.min_cosine
+        )
     except QuantizationError as error:
         print(f"quantize: {error}", file=sys.stderr)
         return 1
     before, after = arguments.source.stat().st_size, arguments.target.stat().st_size
     print(f"{arguments.target}: {after / 1e6:.1f} MB, from {before / 1e6:.1f} MB, recipe {arguments.recipe}")
-    for name in sorted(errors, key=lambda name: -errors[name])[:3]:
-        print(f"relative error {errors[name]:.4f} in {name}")
+    print(report)
     return 0
 
 
@@ -35,11 +36,17 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("source", metavar="IN", type=Path, help="float32 ONNX file")
     parser.add_argument("target", metavar="OUT", type=Path, help="INT8 ONNX file to write")
     parser.add_argument("--recipe", choices=RECIPES, default=DEFAULT_RECIPE, help="default: %(default)s")
-    static = parser.add_argument_group("of the static recipe")
-    static.add_argument("--tokenizer", type=Path, metavar="FILE", help="default: tokenizer.json beside IN")
-    static.add_argument("--max-tokens", type=int, default=256, metavar="N", help="default: %(default)s")
-    static.add_argument(
+    parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="default: tokenizer.json beside IN")
+    parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="default: %(default)s")
+    parser.add_argument(
         "--calibration", type=Path, default=OWN_TEXTS, metavar="FILE", help="your own texts, JSONL or lines"
+    )
+    parser.add_argument(
+        "--min-cosine",
+        type=float,
+        metavar="X",
+        help="write nothing if the mean cosine to float32 is lower; default: "
+        f"{', '.join(f'{recipe.min_cosine} for {name}' for name, recipe in RECIPES.items())}; 0 to go on",
     )
     return parser.parse_args()
 

@@ -18,6 +18,8 @@ from quantize.errors import QuantizationError
 
 Array = npt.NDArray[np.float32]
 TOKENS_PER_RUN = 4096
+HELD_OUT = 10
+"""One text in so many is kept for the check."""
 OWN_TEXTS = Path(__file__).with_name("calibration.jsonl")
 """Written for this project: queries, questions, sentences and passages in English first, and other scripts, code and
 odd input, without which unusual text would leave the ranges."""
@@ -30,9 +32,11 @@ class Calibration:
     tokenizer: Path
     max_tokens: int
     texts: Path = OWN_TEXTS
+    vocabulary: bool = True
+    """Whether to calibrate with the vocabulary beside the texts."""
 
-    def token_ids(self) -> list[list[int]]:
-        """The texts as the model reads them, special tokens included.
+    def token_ids(self) -> tuple[list[list[int]], list[list[int]]]:
+        """What to calibrate with, and every tenth text, held out to check the result; special tokens included.
 
         Raises QuantizationError.
         """
@@ -45,7 +49,8 @@ class Calibration:
         tokenizer.no_padding()
         ids = [encoding.ids for encoding in tokenizer.encode_batch(texts)]
         (empty,) = tokenizer.encode_batch([""])
-        return ids + vocabulary_pieces(tokenizer.get_vocab_size(), empty.ids, self.max_tokens)
+        pieces = vocabulary_pieces(tokenizer.get_vocab_size(), empty.ids, self.max_tokens) if self.vocabulary else []
+        return [text for row, text in enumerate(ids) if row % HELD_OUT] + pieces, ids[::HELD_OUT]
 
 
 def vocabulary_pieces(tokens: int, specials: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -122,15 +127,28 @@ def activations(model: onnx.ModelProto, name: str, ids: Sequence[Sequence[int]])
 
 def _outputs(model: onnx.ModelProto, names: Sequence[str], ids: Sequence[Sequence[int]]) -> Iterator[dict[str, Array]]:
     """The tensors `names` of one run after the other, each of shape (tokens of the run, channels)."""
+    session = open_session(model.SerializeToString())
+    for batch in _runs(ids):
+        found = run(session, names, batch)
+        yield {name: value.reshape(-1, value.shape[-1]) for name, value in zip(names, found, strict=True)}
+
+
+def open_session(model: Path | bytes) -> onnxruntime.InferenceSession:
+    """A quiet session of a file, or of a model's bytes."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    inputs = {node.name for node in session.get_inputs()}
-    for run in _runs(ids):
-        batch = np.array(run, np.int64)
-        feeds = {"input_ids": batch, "token_type_ids": np.zeros_like(batch)}
-        found = session.run(list(names), {name: value for name, value in feeds.items() if name in inputs})
-        yield {name: value.reshape(-1, value.shape[-1]) for name, value in zip(names, found, strict=True)}
+    return onnxruntime.InferenceSession(
+        model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
+    )
+
+
+def run(session: onnxruntime.InferenceSession, names: Sequence[str], texts: Sequence[Sequence[int]]) -> list[Array]:
+    """The tensors `names` for texts of token ids of one length: shape (texts, length, channels)."""
+    ids = np.array(texts, np.int64)
+    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    inputs = [node.name for node in session.get_inputs()]
+    found: list[Array] = session.run(list(names), {name: feeds[name] for name in inputs})
+    return found
 
 
 def _runs(ids: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:

@@ -28,8 +28,10 @@ class DynamicRecipe:
     x int8 products saturate (onnxruntime's documentation, "Quantize ONNX models", "U8S8 saturation")."""
 
     batch_independent = False
+    min_cosine = 0.98
+    """Mean cosine to float32 below which something went wrong."""
 
-    def apply(self, source: Path, target: Path, calibration: object, advance: object) -> dict[str, float]:
+    def apply(self, source: Path, target: Path, ids: object, advance: object) -> dict[str, float]:
         """Quantize the ONNX file `source` into `target`. Nothing is calibrated, so no layer's error is known."""
         logging.disable(logging.WARNING)  # onnxruntime advises on preprocessing, which changes nothing in these graphs
         try:

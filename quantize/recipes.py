@@ -10,6 +10,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from quantize.calibration import Calibration
+from quantize.check import Report, report
 from quantize.dynamic import DynamicRecipe
 from quantize.errors import QuantizationError
 from quantize.static import Advance, StaticRecipe
@@ -35,22 +36,32 @@ def quantize(
     recipe: str = DEFAULT_RECIPE,
     calibration: Calibration | None = None,
     advance: Advance = _silent,
-) -> dict[str, float]:
+    min_cosine: float | None = None,
+) -> Report:
     """Write the INT8 form of the float32 ONNX file `source` to `target`, whole or not at all.
 
-    `calibration` is for the static recipe; `advance` is called with the layers done and their number. Returns the
-    output error of each linear on calibration text, relative to the output's deviation; empty for dynamic recipes.
-    Raises QuantizationError if the recipe is unknown, `source` is not an ONNX model, has nothing to quantize, or the
-    calibration cannot be read.
+    `calibration` is what the static recipe calibrates with and what every recipe's result is checked with; without it
+    a dynamic recipe's result is not checked. `advance` is called with the layers done and their number. `min_cosine`
+    is the mean cosine to float32 that the check must find, by default the recipe's own.
+    Raises QuantizationError if the recipe is unknown, `source` is not an ONNX model, has nothing to quantize, the
+    calibration cannot be read, or the result is below `min_cosine`.
     """
     if recipe not in RECIPES:
         raise QuantizationError(f"no recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
     _check_model(source)
+    ids, held_out = calibration.token_ids() if calibration else ([], [])
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        errors = RECIPES[recipe].apply(source, partial, calibration, advance)
+        errors = RECIPES[recipe].apply(source, partial, ids, advance)
+        found = report(source, partial, errors, held_out) if held_out else Report(errors)
+        needed = RECIPES[recipe].min_cosine if min_cosine is None else min_cosine
+        if not found.mean_cosine >= needed:
+            raise QuantizationError(
+                f"{target} is not written, its mean cosine would be below {needed}: {found}. Calibrate with texts like "
+                f"those you will embed (--calibration FILE), or write it all the same: python -m quantize ... --min-cosine 0"
+            )
         partial.replace(target)
-        return errors
+        return found
     except OSError as error:
         raise QuantizationError(f"cannot write {target}: {error.strerror}") from error
     finally:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from quantize.calibration import Calibration, activations, statistics
+from quantize.calibration import activations, statistics
 from quantize.centring import centrable, centred
 from quantize.errors import QuantizationError
 from quantize.fusion import MICROSOFT, Graph, Group, Piece, fuse
@@ -40,15 +40,16 @@ class StaticRecipe:
     two products costs more: it is taken over the output."""
 
     batch_independent = True
+    min_cosine = 0.997
+    """Mean cosine to float32 below which something went wrong."""
 
-    def apply(self, source: Path, target: Path, calibration: Calibration | None, advance: Advance) -> dict[str, float]:
-        """Quantize the ONNX file `source` into `target`; returns each linear's relative output error.
+    def apply(self, source: Path, target: Path, ids: Sequence[Sequence[int]], advance: Advance) -> dict[str, float]:
+        """Quantize the ONNX file `source` into `target`, with texts of token ids.
 
-        Raises QuantizationError.
+        Returns each linear's relative output error. Raises QuantizationError.
         """
-        if calibration is None:
+        if not ids:
             raise QuantizationError("the static recipe needs calibration: a tokenizer and texts")
-        ids = calibration.token_ids()
         logging.disable(logging.WARNING)  # onnxruntime tells what it fuses
         try:
             graph = fuse(source)

@@ -1,5 +1,6 @@
 """python -m quantize: what it writes, and what it refuses."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from quantize.centring import centrable, centred
 from quantize.dynamic import DynamicRecipe
 from quantize.fusion import fuse
 from quantize.linear import Settings, plan_input, quantize_linear, round_weights
+from quantize.static import StaticRecipe
 
 
 @pytest.fixture(scope="module")
@@ -53,11 +55,13 @@ def test_dynamic_recipes_quantize_every_linear_per_channel(recipe: str, float32_
 def test_the_same_input_gives_the_same_bytes(float32_file: Path, tmp_path: Path, model_folder: Path) -> None:
     calibration = Calibration(open_artifact(model_folder).tokenizer, max_tokens=256)
     done: list[tuple[int, int]] = []
-    errors = quantize(float32_file, tmp_path / "int8.onnx", "static", calibration, lambda *step: done.append(step))
+    report = quantize(float32_file, tmp_path / "int8.onnx", "static", calibration, lambda *step: done.append(step))
     assert (tmp_path / "int8.onnx").read_bytes() == open_artifact(model_folder).model("int8").read_bytes()
     assert done == [(step, 24) for step in range(25)]
-    assert len(errors) == 24
-    assert 0 < max(errors.values()) < 0.1
+    assert len(report.errors) == 24
+    assert 0 < max(report.errors.values()) < 0.1
+    assert report.texts == 45
+    assert 0.98 < report.min_cosine < report.mean_cosine < 1
 
 
 def largest_pair_sum(weight: np.ndarray) -> int:
@@ -127,7 +131,7 @@ def test_the_whole_vocabulary_is_calibrated_with() -> None:
 
 
 def test_centring_changes_ranges_and_not_the_model(float32_file: Path, model_folder: Path) -> None:
-    ids = [*Calibration(open_artifact(model_folder).tokenizer, 256).token_ids()[:40]]
+    ids = [*Calibration(open_artifact(model_folder).tokenizer, 256).token_ids()[0][:40]]
     graph = fuse(float32_file)
     names = list(centrable(graph))
     assert len(names) == 12  # after the embeddings and twice in each of six layers, but for the model's output
@@ -255,14 +259,43 @@ def test_unwritable_output_leaves_nothing(float32_file: Path, tmp_path: Path) ->
     assert [path.name for path in tmp_path.iterdir()] == ["taken"]
 
 
-def test_command_line(float32_file: Path, tmp_path: Path) -> None:
+def test_a_result_below_the_bar_is_not_written(
+    float32_file: Path, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights of five values reproduce nothing."""
+    coarse = StaticRecipe(Settings(largest=2, largest_pair=4, damping=1e9))
+    monkeypatch.setitem(RECIPES, "static", coarse)
+    calibration = Calibration(open_artifact(model_folder).tokenizer, 256, vocabulary=False)
+    target = tmp_path / "out.onnx"
+    with pytest.raises(QuantizationError) as caught:
+        quantize(float32_file, target, "static", calibration)
+    assert re.fullmatch(
+        rf"{target} is not written, its mean cosine would be below 0.997: cosine to float32 on 45 texts held out: mean "
+        r"0\.\d+, minimum 0\.\d+; largest relative errors: (0\.\d+ in \S+(, )?){3}\. Calibrate .*python -m quantize ... --min-cosine 0",
+        str(caught.value),
+    )
+    assert list(tmp_path.iterdir()) == []
+    report = quantize(float32_file, target, "static", calibration, min_cosine=0)
+    assert report.mean_cosine < 0.997
+    assert target.exists()
+
+
+def test_command_line(float32_file: Path, model_folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "quantize"]
     shutil.copy(float32_file, tmp_path / "in.onnx")
+    shutil.copy(open_artifact(model_folder).tokenizer, tmp_path / "tokenizer.json")
     arguments = [str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), "--recipe", "avx2"]
     ran = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
-    assert "out.onnx: 23.0 MB, from 90.4 MB, recipe avx2" in ran.stdout
+    assert (
+        "out.onnx: 23.0 MB, from 90.4 MB, recipe avx2\ncosine to float32 on 45 texts held out: mean 0.99" in ran.stdout
+    )
     assert ran.stderr == ""
     ran = subprocess.run([*command, arguments[1], arguments[0]], capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stdout) == (1, "")
     assert ran.stderr.startswith(f"quantize: {arguments[1]} is quantized already")
+    (tmp_path / "out.onnx").unlink()
+    ran = subprocess.run([*command, *arguments, "--min-cosine", "0.9999"], capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith(f"quantize: {arguments[1]} is not written, its mean cosine would be below 0.9999")
+    assert not (tmp_path / "out.onnx").exists()
     assert DEFAULT_RECIPE in RECIPES
