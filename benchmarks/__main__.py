@@ -1,4 +1,4 @@
-"""python -m benchmarks cold-start|latency|throughput|quality|readme"""
+"""python -m benchmarks cold-start|latency|throughput|quality|ablation|readme"""
 
 from __future__ import annotations
 
@@ -12,9 +12,18 @@ try:
     from rich.console import Console
     from rich.progress import Progress
 
-    from benchmarks import cold_start, latency, quality, throughput
-    from benchmarks.contenders import CONTENDERS
-    from benchmarks.corpus import Corpus, CorpusError, Pairs, mixed_length, read_pairs, read_texts
+    from benchmarks import ablation, cold_start, latency, quality, throughput
+    from benchmarks.contenders import CONTENDERS, OURS
+    from benchmarks.corpus import (
+        Corpus,
+        CorpusError,
+        Pairs,
+        Retrieval,
+        mixed_length,
+        read_pairs,
+        read_retrieval,
+        read_texts,
+    )
     from benchmarks.readme import BENCHMARKS, README, updated
     from benchmarks.results import FOLDER, Result, noise
     from benchmarks.worker import WrongVectorsError
@@ -24,8 +33,6 @@ try:
     from handler.artifact import ArtifactError
 except ModuleNotFoundError as error:
     sys.exit(f"benchmarks: {error.name} is missing, install it with: pip install '.[export,benchmarks]'")
-
-STEPS = len(CONTENDERS)
 
 
 def main() -> int:
@@ -61,30 +68,36 @@ def _measure(arguments: argparse.Namespace) -> Result:
             progress.advance(task)
 
         if arguments.benchmark == "cold-start":
-            total((arguments.rounds + 1) * STEPS)
+            total((arguments.rounds + 1) * len(OURS))
             return cold_start.run(arguments.model_folder, source, arguments.rounds, advance)
         if arguments.benchmark == "latency":
-            total(arguments.rounds * len(latency.LENGTHS) * STEPS)
+            total(arguments.rounds * len(latency.LENGTHS) * len(OURS))
             return latency.run(arguments.model_folder, source, arguments.threads[0], arguments.rounds, advance)
         if arguments.benchmark == "throughput":
-            total(len(arguments.threads) * arguments.rounds * STEPS)
+            total(len(arguments.threads) * arguments.rounds * len(CONTENDERS))
             corpus = mixed_length(arguments.texts, arguments.corpus)
             return throughput.run(arguments.model_folder, source, corpus, arguments.threads, arguments.rounds, advance)
-        corpora, pairs = _quality_sets(arguments.corpus)
-        total(len(corpora) + len(pairs))
-        return quality.run(arguments.model_folder, source, corpora, pairs, advance)
+        corpora, pairs, retrievals = _quality_sets(arguments.corpus)
+        if arguments.benchmark == "ablation":
+            total(len(ablation.VARIANTS))
+            return ablation.run(arguments.model_folder, corpora, pairs, advance)
+        total(len(corpora) + len(pairs) + len(retrievals))
+        return quality.run(arguments.model_folder, source, corpora, pairs, retrievals, advance)
 
 
-def _quality_sets(path: Path | None) -> tuple[list[Corpus], list[Pairs]]:
+def _quality_sets(path: Path | None) -> tuple[list[Corpus], list[Pairs], list[Retrieval]]:
     """The reader's own file, or the verification texts and what EVAL_DATA holds."""
     if path is not None:
-        return ([], [read_pairs(path)]) if path.suffix == ".tsv" else ([Corpus(path.name, read_texts(path))], [])
-    corpora, pairs = [Corpus("verification texts", VERIFICATION_TEXTS)], []
-    if folder := os.environ.get("EVAL_DATA"):
-        names = ("naughty_strings.jsonl", "unicode_multilingual.jsonl")
-        corpora += [Corpus(name, read_texts(Path(folder) / name)) for name in names]
-        pairs = [read_pairs(Path(folder) / "stsb_dev.tsv")]
-    return corpora, pairs
+        if path.suffix == ".tsv":
+            return [], [read_pairs(path)], []
+        return [Corpus(path.name, read_texts(path))], [], []
+    corpora = [Corpus("verification texts", VERIFICATION_TEXTS)]
+    if not (folder := os.environ.get("EVAL_DATA")):
+        return corpora, [], []
+    data = Path(folder)
+    for name in ("naughty_strings.jsonl", "unicode_multilingual.jsonl"):
+        corpora.append(Corpus(name, read_texts(data / name)))
+    return corpora, [read_pairs(data / "stsb_dev.tsv")], [read_retrieval(data / "throughput_corpus.jsonl")]
 
 
 def _parse_arguments() -> argparse.Namespace:

@@ -11,6 +11,9 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.peers import PaddedEncoder, dynamic_file
+from handler.artifact import open_artifact
+
 Vectors: TypeAlias = npt.NDArray[np.float32]
 Encode: TypeAlias = Callable[[Sequence[str]], Vectors]
 
@@ -22,6 +25,8 @@ class Contender:
     title: str
     load: Callable[[Path, Path, int], Encode]
     """(artifact's model folder, sentence-transformers folder, threads) to the function that embeds."""
+    weights: Callable[[Path, Path], Path]
+    """(artifact's model folder, sentence-transformers folder) to the file of weights, made if it is missing."""
     min_cosine: float
 
 
@@ -49,12 +54,42 @@ def _load_ours(precision: str) -> Callable[[Path, Path, int], Encode]:
     return load
 
 
+def _weights_of_ours(precision: str) -> Callable[[Path, Path], Path]:
+    return lambda model_folder, source: open_artifact(model_folder).model(precision)
+
+
+def _load_dynamic(per_channel: bool) -> Callable[[Path, Path, int], Encode]:
+    def load(model_folder: Path, source: Path, threads: int) -> Encode:
+        artifact = open_artifact(model_folder)
+        model = dynamic_file(model_folder, per_channel)
+        return PaddedEncoder(model, artifact.tokenizer, artifact.manifest.max_tokens, threads)
+
+    return load
+
+
+def _weights_of_dynamic(per_channel: bool) -> Callable[[Path, Path], Path]:
+    return lambda model_folder, source: dynamic_file(model_folder, per_channel)
+
+
 REFERENCE = "torch"
 CONTENDERS: Mapping[str, Contender] = {
-    REFERENCE: Contender("sentence-transformers, torch float32", _load_torch, 0.9999),
-    "fp32": Contender("this project, ONNX float32", _load_ours("fp32"), 0.9999),
-    "int8": Contender("this project, ONNX INT8", _load_ours("int8"), 0.9),
+    REFERENCE: Contender(
+        "sentence-transformers, torch float32",
+        _load_torch,
+        lambda model_folder, source: source / "model.safetensors",
+        0.9999,
+    ),
+    "fp32": Contender("this project, ONNX float32", _load_ours("fp32"), _weights_of_ours("fp32"), 0.9999),
+    "dynamic_tensor": Contender(
+        "optimum dynamic INT8, per tensor", _load_dynamic(False), _weights_of_dynamic(False), 0.7
+    ),
+    "dynamic_channel": Contender(
+        "optimum dynamic INT8, per channel", _load_dynamic(True), _weights_of_dynamic(True), 0.9
+    ),
+    "int8": Contender("this project, ONNX INT8", _load_ours("int8"), _weights_of_ours("int8"), 0.97),
 }
+OURS = (REFERENCE, "fp32", "int8")
+"""The contenders of benchmarks that compare the project with sentence-transformers alone."""
 
 
 def limit_threads(threads: int) -> None:

@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import quantize
 from export.texts import ORDINARY
+from quantize import QuantizationError
 
 
 class CorpusError(Exception):
@@ -32,6 +34,15 @@ class Pairs:
     left: Sequence[str]
     right: Sequence[str]
     scores: Sequence[float]
+
+
+@dataclass(frozen=True)
+class Retrieval:
+    """Queries, and the passages they search."""
+
+    name: str
+    queries: Sequence[str]
+    passages: Sequence[str]
 
 
 def mixed_length(count: int, path: Path | None) -> Corpus:
@@ -60,15 +71,27 @@ def of_length(words: int) -> str:
 
 
 def read_texts(path: Path) -> list[str]:
-    """Texts of a JSONL file with a field `text`, or the lines of any other file.
+    """As `quantize.read_texts`. Raises CorpusError."""
+    try:
+        return quantize.read_texts(path)
+    except QuantizationError as error:
+        raise CorpusError(str(error)) from error
+
+
+def read_retrieval(path: Path) -> Retrieval:
+    """A JSONL file with the fields `text` and `kind`: the passages, and the queries and questions.
 
     Raises CorpusError.
     """
     try:
-        lines = _lines(path)
-        return [json.loads(line)["text"] for line in lines] if path.suffix == ".jsonl" else lines
+        entries = [json.loads(line) for line in _lines(path)]
+        texts = {kind: [entry["text"] for entry in entries if entry["kind"] in kinds] for kind, kinds in _KINDS.items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CorpusError(f"cannot read texts from {path} ({error!r}): one JSON object with text a line") from error
+        raise CorpusError(f"cannot read queries and passages from {path} ({error!r})") from error
+    return Retrieval(path.name, **texts)
+
+
+_KINDS = {"queries": ("query", "question"), "passages": ("passage",)}
 
 
 def _lines(path: Path) -> list[str]:

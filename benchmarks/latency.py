@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contenders import CONTENDERS
+from benchmarks.contenders import CONTENDERS, OURS
 from benchmarks.corpus import of_length
 from benchmarks.results import Figures, Result
 from benchmarks.worker import check_vectors, workers
@@ -20,7 +20,7 @@ def run(model_folder: Path, source: Path, threads: int, rounds: int, advance: Ca
     """Embed single texts, ten times a turn, in turns of all contenders."""
     texts = {length: of_length(length - 2) for length in LENGTHS}
     samples: dict[tuple[str, int], list[float]] = {}
-    with workers(list(CONTENDERS), model_folder, source, threads) as contenders:
+    with workers(OURS, model_folder, source, threads) as contenders:
         check_vectors(contenders, list(texts.values()))
         for _ in range(rounds):
             for length, text in texts.items():
@@ -39,8 +39,5 @@ def figures(result: Result) -> Figures:
     return Figures(
         f"Latency of one text, ms, median, {threads} thread{'s' if threads > 1 else ''}",
         ["", *(f"{length} tokens" for length in LENGTHS)],
-        [
-            [contender.title, *(f"{cells[name, length]:.1f}" for length in LENGTHS)]
-            for name, contender in CONTENDERS.items()
-        ],
+        [[CONTENDERS[name].title, *(f"{cells[name, length]:.1f}" for length in LENGTHS)] for name in OURS],
     )

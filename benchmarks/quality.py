@@ -2,52 +2,70 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from scipy.stats import spearmanr
 
 from benchmarks.contenders import CONTENDERS, REFERENCE, Vectors
-from benchmarks.corpus import Corpus, Pairs
+from benchmarks.corpus import Corpus, Pairs, Retrieval
 from benchmarks.results import Figures, Result
 from benchmarks.worker import Worker, workers
 from export.verify import compare
 
+TEN = 10
+
 
 def run(
-    model_folder: Path, source: Path, corpora: Sequence[Corpus], pairs: Sequence[Pairs], advance: Callable[[], None]
+    model_folder: Path,
+    source: Path,
+    corpora: Sequence[Corpus],
+    pairs: Sequence[Pairs],
+    retrievals: Sequence[Retrieval],
+    advance: Callable[[], None],
 ) -> Result:
-    """Cosine statistics on every set of texts, and the Spearman correlation with people's scores on pairs."""
+    """Cosine statistics on every set of texts, the Spearman correlation with people's scores on pairs, and the share
+    of the reference's ten nearest passages that are among a contender's ten."""
     rows: list[dict[str, Any]] = []
     with workers(list(CONTENDERS), model_folder, source, threads=2) as contenders:
         for corpus in corpora:
-            texts = list(corpus.texts)
-            vectors = {worker.name: worker.embed(texts) for worker in contenders}
-            rows += _compare(contenders, corpus.name, texts, vectors)
+            rows += _compare(contenders, corpus.name, corpus.texts)[0]
             advance()
         for pair in pairs:
             texts = sorted({*pair.left, *pair.right})
-            vectors = {worker.name: worker.embed(texts) for worker in contenders}
-            for row in _compare(contenders, pair.name, texts, vectors):
-                rows.append(row | {"spearman": _spearman(pair, texts, vectors[row["contender"]])})
+            found, vectors = _compare(contenders, pair.name, texts)
+            rows += [row | {"spearman": _spearman(pair, texts, vectors[row["contender"]])} for row in found]
             advance()
-    sets = {corpus.name: len(corpus.texts) for corpus in corpora} | {pair.name: len(pair.left) for pair in pairs}
-    return Result.new("quality", model_folder, {"sets": sets}, rows)
+        for retrieval in retrievals:
+            found, vectors = _compare(contenders, retrieval.name, [*retrieval.queries, *retrieval.passages])
+            nearest = {name: _nearest(each, len(retrieval.queries)) for name, each in vectors.items()}
+            rows += [row | {"kept_of_ten": _kept(nearest[row["contender"]], nearest[REFERENCE])} for row in found]
+            advance()
+    sizes = {name: CONTENDERS[name].weights(model_folder, source).stat().st_size for name in CONTENDERS}
+    sets = {each.name: len(each.texts) for each in corpora} | {each.name: len(each.left) for each in pairs}
+    sets |= {each.name: len(each.queries) + len(each.passages) for each in retrievals}
+    return Result.new("quality", model_folder, {"sets": sets, "bytes": sizes}, rows)
 
 
 def figures(result: Result) -> Figures:
+    sizes = result.parameters["bytes"]
     return Figures(
-        "Quality: cosine to sentence-transformers float32; Spearman correlation with people's scores, x 100",
-        ["", "set", "mean", "1st percentile", "minimum", "Spearman"],
+        "Quality: cosine to sentence-transformers float32, largest change of a component by the texts embedded with "
+        "it, Spearman correlation with people's scores x 100, share of the ten nearest passages kept",
+        ["", "MB", "set", "mean", "1st percentile", "minimum", "batch", "Spearman", "nearest"],
         [
             [
                 CONTENDERS[row["contender"]].title,
+                f"{sizes[row['contender']] / 1e6:.1f}",
                 row["set"],
                 *(f"{row[name]:.5f}" for name in ("mean_cosine", "p1_cosine", "min_cosine")),
+                "0" if row["batch_difference"] == 0 else f"{row['batch_difference']:.0e}",
                 f"{row['spearman'] * 100:.2f}" if "spearman" in row else "",
+                f"{row['kept_of_ten']:.3f}" if "kept_of_ten" in row else "",
             ]
             for row in result.rows
             if row["contender"] != REFERENCE or "spearman" in row
@@ -56,9 +74,10 @@ def figures(result: Result) -> Figures:
 
 
 def _compare(
-    contenders: Sequence[Worker], name: str, texts: Sequence[str], vectors: Mapping[str, Vectors]
-) -> list[dict[str, Any]]:
-    """One row a contender. Batch dependence is measured on a hundred texts spread over the set."""
+    contenders: Sequence[Worker], name: str, texts: Sequence[str]
+) -> tuple[list[dict[str, Any]], dict[str, Vectors]]:
+    """One row a contender, and the vectors. Batch dependence is measured on a hundred texts spread over the set."""
+    vectors = {worker.name: worker.embed(texts) for worker in contenders}
     sample = list(range(0, len(texts), max(1, len(texts) // 100)))
     rows = []
     for worker in contenders:
@@ -66,7 +85,19 @@ def _compare(
         alone = np.concatenate([worker.embed([texts[index]]) for index in sample])
         parity = compare(found, vectors[REFERENCE], float(np.abs(alone - found[sample]).max()))
         rows.append({"contender": worker.name, "set": name, **asdict(parity)})
-    return rows
+    return rows, vectors
+
+
+def _nearest(vectors: Vectors, queries: int) -> npt.NDArray[np.int64]:
+    """Of each query, which come first, the ten nearest of the passages, which come after: shape (queries, 10)."""
+    scores = vectors[:queries] @ vectors[queries:].T
+    nearest: npt.NDArray[np.int64] = np.argsort(-scores, axis=1)[:, :TEN]
+    return nearest
+
+
+def _kept(found: npt.NDArray[np.int64], reference: npt.NDArray[np.int64]) -> float:
+    shares = [len({*ours} & {*theirs}) / TEN for ours, theirs in zip(found.tolist(), reference.tolist(), strict=True)]
+    return float(np.mean(shares))
 
 
 def _spearman(pairs: Pairs, texts: list[str], vectors: Vectors) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from benchmarks import cold_start, latency, quality, throughput
+from benchmarks import ablation, cold_start, latency, quality, throughput
 from benchmarks.results import FOLDER, Result
 
 README = Path(__file__).parents[1] / "README.md"
@@ -15,6 +15,7 @@ BENCHMARKS = {
     "latency": latency.figures,
     "throughput": throughput.figures,
     "quality": quality.figures,
+    "ablation": ablation.figures,
 }
 
 

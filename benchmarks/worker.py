@@ -41,6 +41,8 @@ class Worker:
 @contextmanager
 def workers(names: Sequence[str], model_folder: Path, source: Path, threads: int) -> Iterator[list[Worker]]:
     """Loaded workers, one a contender; they end with the block."""
+    for name in names:
+        CONTENDERS[name].weights(model_folder, source)  # makes what is missing, so that no worker does it
     context = multiprocessing.get_context("spawn")
     with ExitStack() as stack:
         started = []

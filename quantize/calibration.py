@@ -18,6 +18,8 @@ from quantize.errors import QuantizationError
 
 Array = npt.NDArray[np.float32]
 TOKENS_PER_RUN = 4096
+MINIMUM = 100
+"""Texts that a calibration must have."""
 HELD_OUT = 10
 """One text in so many is kept for the check."""
 OWN_TEXTS = Path(__file__).with_name("calibration.jsonl")
@@ -41,6 +43,10 @@ class Calibration:
         Raises QuantizationError.
         """
         texts = read_texts(self.texts)
+        if len(texts) < MINIMUM:
+            raise QuantizationError(
+                f"{self.texts} has {len(texts)} texts: at least {MINIMUM} are needed to see the activations' ranges"
+            )
         try:
             tokenizer = Tokenizer.from_file(str(self.tokenizer))
         except Exception as error:  # the library raises nothing more exact
@@ -72,22 +78,20 @@ def vocabulary_pieces(tokens: int, specials: Sequence[int], max_tokens: int) -> 
 
 
 def read_texts(path: Path) -> list[str]:
-    """Texts of a JSONL file with a field `text`, or the lines of any other file.
+    """Texts of a JSONL file with a field `text`, or the lines of any other file, empty ones left out.
 
-    Raises QuantizationError if it cannot be read or has fewer than 100 texts.
+    Raises QuantizationError if it cannot be read or a text is not a string.
     """
     try:
-        lines = path.read_text("utf-8").split("\n")
-        lines = [line for line in lines if line.strip()]
+        # Lines end at a newline alone; str.splitlines would end them inside texts too, at U+2028 for one.
+        lines = [line for line in path.read_text("utf-8").split("\n") if line.strip()]
         texts = [json.loads(line)["text"] for line in lines] if path.suffix == ".jsonl" else lines
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a text is not a string")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise QuantizationError(
-            f"cannot read calibration texts from {path} ({error!r}): one JSON object with text a line, or plain lines"
+            f"cannot read texts from {path} ({error!r}): one JSON object with text a line, or plain lines"
         ) from error
-    if len(texts) < 100:
-        raise QuantizationError(
-            f"{path} has {len(texts)} texts: at least 100 are needed to see the activations' ranges"
-        )
     return texts
 
 

@@ -58,7 +58,8 @@ def quantize(
         if not found.mean_cosine >= needed:
             raise QuantizationError(
                 f"{target} is not written, its mean cosine would be below {needed}: {found}. Calibrate with texts like "
-                f"those you will embed (--calibration FILE), or write it all the same: python -m quantize ... --min-cosine 0"
+                "those you will embed (--calibration FILE), or write it all the same: python -m quantize ... "
+                "--min-cosine 0"
             )
         partial.replace(target)
         return found

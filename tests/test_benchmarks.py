@@ -9,10 +9,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import readme
-from benchmarks.corpus import CorpusError, generate, mixed_length, of_length, read_pairs, read_texts
+from benchmarks import ablation, quality, readme
+from benchmarks.contenders import CONTENDERS, OURS
+from benchmarks.corpus import (
+    Corpus,
+    CorpusError,
+    Retrieval,
+    generate,
+    mixed_length,
+    of_length,
+    read_pairs,
+    read_retrieval,
+    read_texts,
+)
 from benchmarks.results import FOLDER, Result, noise
 from benchmarks.worker import WrongVectorsError, check_vectors
+from export.texts import ORDINARY
+from handler.artifact import open_artifact
 from handler.embedder import Embedder
 from tests.conftest import ROOT
 
@@ -28,8 +41,8 @@ def run_benchmark(*arguments: object) -> subprocess.CompletedProcess[str]:
     [
         ("cold-start", ["--rounds", "1"], 3),
         ("latency", ["--rounds", "1", "--threads", "1"], 12),
-        ("throughput", ["--rounds", "1", "--threads", "1", "--texts", "20"], 3),
-        ("quality", [], 3),
+        ("throughput", ["--rounds", "1", "--threads", "1", "--texts", "20"], 5),
+        ("quality", [], 5),
     ],
 )
 def test_benchmarks_write_raw_samples(
@@ -42,12 +55,12 @@ def test_benchmarks_write_raw_samples(
     assert ran.returncode == 0, ran.stderr
     result = Result.read(output)
     assert (result.benchmark, len(result.rows)) == (benchmark_name, rows)
-    assert {row["contender"] for row in result.rows} == {"torch", "fp32", "int8"}
+    assert {row["contender"] for row in result.rows} == set(CONTENDERS if rows == 5 else OURS)
     assert result.machine["packages"]["onnxruntime"]
     assert len(result.manifest_sha256) == 64
     for row in result.rows:
         assert all(seconds > 0 for seconds in row.get("seconds", [1]))
-        assert row.get("min_cosine", 1) > 0.95
+        assert row.get("min_cosine", 1) > CONTENDERS[row["contender"]].min_cosine
     for cell in readme.BENCHMARKS[benchmark_name](result).rows[0]:
         assert cell in ran.stdout
 
@@ -60,7 +73,39 @@ def test_quality_takes_the_readers_own_pairs(source_folder: Path, tmp_path: Path
     output = tmp_path / "result.json"
     ran = run_benchmark("quality", "--source", source_folder, "--corpus", tmp_path / "pairs.tsv", "--output", output)
     assert ran.returncode == 0, ran.stderr
-    assert [round(row["spearman"], 2) for row in json.loads(output.read_text())["rows"]] == [1.0, 1.0, 1.0]
+    result = Result.read(output)
+    assert [round(row["spearman"], 2) for row in result.rows] == [1.0] * 5
+    assert set(result.parameters["bytes"]) == set(CONTENDERS)
+    assert 22e6 < result.parameters["bytes"]["int8"] < 25e6 < result.parameters["bytes"]["fp32"]
+
+
+def test_quality_takes_the_readers_own_queries_and_passages(source_folder: Path, model_folder: Path) -> None:
+    texts = [text for text in ORDINARY if len(text) < 80]
+    retrieval = Retrieval("mine", texts[:10], texts[10:])
+    rows = quality.run(model_folder, source_folder, [], [], [retrieval], lambda: None).rows
+    kept = {row["contender"]: row["kept_of_ten"] for row in rows}
+    assert kept["torch"] == kept["fp32"] == 1
+    assert 0.9 < kept["int8"] <= 1
+    batch = {row["contender"]: row["batch_difference"] for row in rows}
+    assert batch["int8"] < 1e-6 < 1e-3 < batch["dynamic_channel"]
+
+
+def test_queries_and_passages_are_told_apart_by_kind(tmp_path: Path) -> None:
+    path = tmp_path / "corpus.jsonl"
+    kinds = ["query", "passage", "question", "sentences"]
+    path.write_text("\n".join(json.dumps({"text": kind[:2], "kind": kind}) for kind in kinds) + "\n")
+    assert read_retrieval(path) == Retrieval("corpus.jsonl", ["qu", "qu"], ["pa"])
+    path.write_text('{"text": "no kind"}\n')
+    with pytest.raises(CorpusError, match=r"cannot read queries and passages from .*KeyError"):
+        read_retrieval(path)
+
+
+def test_ablation_measures_what_the_recipe_brings(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    naive = {"none of these": ablation.VARIANTS["none of these"]}
+    monkeypatch.setattr(ablation, "VARIANTS", naive)
+    (row,) = ablation.run(model_folder, [Corpus("ordinary", ORDINARY)], [], lambda: None).rows
+    whole = open_artifact(model_folder).manifest.precisions["int8"].parity
+    assert 0.5 < row["mean_cosine"] < 0.995 < whole.mean_cosine
 
 
 @pytest.mark.parametrize(
