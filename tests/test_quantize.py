@@ -10,11 +10,14 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from transformers import BertConfig, BertModel
 
 from export.texts import VERIFICATION_TEXTS
+from export.to_onnx import to_onnx
 from handler.artifact import open_artifact
 from quantize import DEFAULT_RECIPE, OWN_TEXTS, RECIPES, Calibration, QuantizationError, quantize
 from quantize.calibration import activations, read_texts, statistics, vocabulary_pieces
@@ -216,6 +219,23 @@ def test_the_outputs_keep_the_float32_models_mean() -> None:
     found = quantize_linear(inputs, weight, bias, mean, 0, Settings())
     output = found.plan.dequantized(inputs) @ (found.weight * found.weight_scale) + found.bias
     np.testing.assert_allclose(output.mean(axis=0), mean @ weight + bias, atol=1e-2)
+
+
+@pytest.mark.parametrize("activation", ["gelu", "relu"])
+def test_another_encoder_of_the_family(activation: str, model_folder: Path, tmp_path: Path) -> None:
+    """Of other sizes and another activation, with random weights; exported as the real one is."""
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 160}
+    BertModel(BertConfig(**sizes, hidden_act=activation, initializer_range=0.2)).save_pretrained(tmp_path / "model")
+    shutil.copy(open_artifact(model_folder).tokenizer, tmp_path / "model" / "tokenizer.json")
+    to_onnx(tmp_path / "model", tmp_path / "model.onnx", tmp_path)
+    calibration = Calibration(tmp_path / "model" / "tokenizer.json", 256, vocabulary=False)
+    report = quantize(tmp_path / "model.onnx", tmp_path / "int8.onnx", "static", calibration)
+    assert len(report.errors) == 8
+    assert report.mean_cosine > 0.999
+    operators = Counter(node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node)
+    assert operators["MatMulIntegerToFloat"] == 12
+    assert operators["MultiHeadAttention"] == 2
 
 
 def test_a_graph_without_attention_is_refused(tmp_path: Path) -> None:
