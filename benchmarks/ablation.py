@@ -38,7 +38,6 @@ VARIANTS: Mapping[str, Variant] = {
     "full smoothing, a = 1": _with(strength=1.0),
     "no centring": Variant(StaticRecipe(centre=False)),
     "no headroom above zero after GELU": _with(headrooms=(1,)),
-    "no clipping": _with(clips=(1.0,)),
     "no outlier channels": Variant(StaticRecipe(outliers=0)),
     "64 outlier channels": Variant(StaticRecipe(outliers=64)),
     "weights of 7 bits, -63..63": _with(largest=63, largest_pair=126),
@@ -48,7 +47,7 @@ VARIANTS: Mapping[str, Variant] = {
     "calibrated on English alone": Variant(vocabulary=False, english_alone=True),
     "none of these": Variant(
         StaticRecipe(
-            Settings(strength=None, headrooms=(1,), clips=(1.0,), largest=63, largest_pair=126, damping=1e9),
+            Settings(strength=None, headrooms=(1,), largest=63, largest_pair=126, damping=1e9),
             centre=False,
             outliers=0,
         ),
