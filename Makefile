@@ -5,16 +5,22 @@ MODELS := build/ml-models
 MODEL := $(MODELS)/all-MiniLM-L6-v2/current
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help serve test lint format model benchmarks lock clean
+.PHONY: help serve test portability emulation lint format model benchmarks lock clean
 
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
 
 serve: $(MODEL) ## Build the model if it is missing, then answer POST http://127.0.0.1:8080/embed (PORT=N)
 	MODEL_CACHE_DIR=$(MODELS) $(BIN)/python -m local --port $(PORT)
 
 test: lint $(MODEL) ## Run lint, types and all tests (EVAL_DATA=DIR adds the evaluation sets)
 	$(BIN)/python -m pytest
+
+portability: emulation $(MODEL) ## Compare the vectors of this CPU, AVX2-only x86 and Graviton2 (needs qemu-user, root)
+	$(BIN)/python -m pytest tests/test_portability.py
+
+emulation: .venv/test ## Make the arm64 Python that tests/test_portability.py emulates (needs apt, Debian 12)
+	$(BIN)/python -m tests.portability
 
 lint: .venv/test ## Check style and types
 	$(BIN)/ruff check .
