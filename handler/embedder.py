@@ -19,9 +19,9 @@ from handler.artifact import Artifact, ArtifactCorruptError, Manifest, open_arti
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
 
-TOKENS_PER_RUN = 2048
+TOKENS_PER_RUN = 512
 """Bound on batch size x length of one run. The largest activation, the attention scores, takes this x heads x length
-floats."""
+floats; in larger runs activations leave the CPU's caches and cost more than fewer runs save."""
 
 PREFIX_CHARACTERS = 16_384
 """Of a longer text only so much is tokenized, if that gives enough tokens: a request of 6 MB of punctuation would

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -109,32 +109,54 @@ class Statistics:
         return (self.lowest + self.highest) / np.float32(2)
 
 
-def statistics(model: onnx.ModelProto, names: Sequence[str], ids: Sequence[Sequence[int]]) -> dict[str, Statistics]:
+Feeds = Sequence[Mapping[str, npt.NDArray[np.generic]]]
+"""What a model reads, of one run after the other."""
+
+
+def feeds_of(ids: Sequence[Sequence[int]]) -> Feeds:
+    """Texts of token ids in runs of one length, so that nothing is padded."""
+    feeds = []
+    for length, same in groupby(sorted(ids, key=len), key=len):
+        batch = list(same)
+        size = max(1, TOKENS_PER_RUN // length)
+        feeds += [feed(batch[start : start + size]) for start in range(0, len(batch), size)]
+    return feeds
+
+
+def feed(texts: Sequence[Sequence[int]]) -> Mapping[str, npt.NDArray[np.generic]]:
+    """One run of texts of one length, each array of shape (texts, length)."""
+    ids = np.array(texts, np.int64)
+    return {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+
+
+def statistics(model: onnx.ModelProto, names: Sequence[str], feeds: Feeds) -> dict[str, Statistics]:
     """Statistics of the tensors `names`, which must be outputs of the model."""
     per_run: dict[str, list[tuple[Array, Array, Array]]] = {name: [] for name in names}
-    for values in _outputs(model, names, ids):
-        for name, rows in values.items():
+    rows_of = dict.fromkeys(names, 0)
+    for values in outputs(model, names, feeds):
+        for name, value in values.items():
+            rows = value.reshape(-1, value.shape[-1])
             per_run[name].append((rows.min(axis=0), rows.max(axis=0), rows.sum(axis=0)))
-    tokens = sum(len(text) for text in ids)
+            rows_of[name] += len(rows)
     found = {}
     for name, runs in per_run.items():
         lowest, highest, totals = (np.stack(parts) for parts in zip(*runs, strict=True))
-        mean: Array = (totals.sum(axis=0, dtype=np.float64) / tokens).astype(np.float32)
+        mean: Array = (totals.sum(axis=0, dtype=np.float64) / rows_of[name]).astype(np.float32)
         found[name] = Statistics(lowest.min(axis=0), highest.max(axis=0), mean)
     return found
 
 
-def activations(model: onnx.ModelProto, name: str, ids: Sequence[Sequence[int]]) -> Array:
+def activations(model: onnx.ModelProto, name: str, feeds: Feeds) -> Array:
     """The tensor `name`, which must be an output of the model, for every token: float32, shape (tokens, channels)."""
-    return np.concatenate([values[name] for values in _outputs(model, [name], ids)])
+    found = (values[name] for values in outputs(model, [name], feeds))
+    return np.concatenate([value.reshape(-1, value.shape[-1]) for value in found])
 
 
-def _outputs(model: onnx.ModelProto, names: Sequence[str], ids: Sequence[Sequence[int]]) -> Iterator[dict[str, Array]]:
-    """The tensors `names` of one run after the other, each of shape (tokens of the run, channels)."""
+def outputs(model: onnx.ModelProto, names: Sequence[str], feeds: Feeds) -> Iterator[dict[str, Array]]:
+    """The tensors `names` of one run after the other."""
     session = open_session(model.SerializeToString())
-    for batch in _runs(ids):
-        found = run(session, names, batch)
-        yield {name: value.reshape(-1, value.shape[-1]) for name, value in zip(names, found, strict=True)}
+    for each in feeds:
+        yield dict(zip(names, run(session, names, each), strict=True))
 
 
 def open_session(model: Path | bytes) -> onnxruntime.InferenceSession:
@@ -146,19 +168,10 @@ def open_session(model: Path | bytes) -> onnxruntime.InferenceSession:
     )
 
 
-def run(session: onnxruntime.InferenceSession, names: Sequence[str], texts: Sequence[Sequence[int]]) -> list[Array]:
-    """The tensors `names` for texts of token ids of one length: shape (texts, length, channels)."""
-    ids = np.array(texts, np.int64)
-    feeds = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+def run(
+    session: onnxruntime.InferenceSession, names: Sequence[str], given: Mapping[str, npt.NDArray[np.generic]]
+) -> list[Array]:
+    """The tensors `names`; of what is given, the session is fed what it reads."""
     inputs = [node.name for node in session.get_inputs()]
-    found: list[Array] = session.run(list(names), {name: feeds[name] for name in inputs})
+    found: list[Array] = session.run(list(names), {name: given[name] for name in inputs})
     return found
-
-
-def _runs(ids: Sequence[Sequence[int]]) -> Iterator[list[Sequence[int]]]:
-    """Batches of texts of one length, so that nothing is padded."""
-    for length, same in groupby(sorted(ids, key=len), key=len):
-        batch = list(same)
-        size = max(1, TOKENS_PER_RUN // length)
-        for start in range(0, len(batch), size):
-            yield batch[start : start + size]

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from quantize.calibration import open_session, run
+from quantize.calibration import feed, open_session, run
 
 Array64 = npt.NDArray[np.float64]
 
@@ -52,4 +52,4 @@ def report(source: Path, target: Path, errors: Mapping[str, float], ids: Sequenc
 def _pooled(path: Path, ids: Sequence[Sequence[int]]) -> Array64:
     session = open_session(path)
     name = session.get_outputs()[0].name
-    return np.array([run(session, [name], [text])[0][0].mean(axis=0, dtype=np.float64) for text in ids])
+    return np.array([run(session, [name], feed([text]))[0][0].mean(axis=0, dtype=np.float64) for text in ids])

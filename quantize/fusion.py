@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -62,6 +63,15 @@ class Group:
         """All weights side by side, shape (in, sum of out)."""
         return np.concatenate([linear.weight for linear in self.linears], axis=1)
 
+    def columns(self, output: str) -> slice:
+        """Which columns of `weight` are those of the linear with this output."""
+        start = 0
+        for linear in self.linears:
+            if linear.output == output:
+                return slice(start, start + len(linear.bias))
+            start += len(linear.bias)
+        raise KeyError(output)
+
     @property
     def bias(self) -> Array:
         return np.concatenate([linear.bias for linear in self.linears])
@@ -93,10 +103,23 @@ class Graph:
         """What is not part of a linear layer."""
         return [part for part in self.parts if not isinstance(part, Group)]
 
-    def model(self, pieces: Mapping[str, Piece], outputs: Iterable[str] | None = None) -> onnx.ModelProto:
+    def before(self, group: Group) -> list[str]:
+        """The tensors that are computed before a group and read by it or after it."""
+        start = self.parts.index(group)
+        made = {name for part in self.parts[:start] for name in _outputs(part)}
+        read = [name for part in self.parts[start:] for name in _inputs(part)]
+        return list(dict.fromkeys(name for name in read if name in made))
+
+    def model(
+        self,
+        pieces: Mapping[str, Piece],
+        outputs: Iterable[str] | None = None,
+        given: Mapping[str, int] = MappingProxyType({}),
+    ) -> onnx.ModelProto:
         """A runnable model with `pieces` in the place of the groups of that name, float32 linears in that of others.
 
-        `outputs` are the tensors to compute instead of the model's own; what they do not need is left out.
+        `outputs` are the tensors to compute instead of the model's own; what they do not need is left out. `given` are
+        tensors to feed instead of computing them, with their ONNX element types.
         """
         wanted = list(outputs or [self.output])
         nodes: list[NodeProto] = []
@@ -105,13 +128,19 @@ class Graph:
             piece = _piece(part, pieces)
             nodes += piece.nodes
             constants |= {constant.name: constant for constant in piece.constants}
-        nodes = _needed(nodes, set(wanted))
-        read = {name for node in nodes for name in node.input}
+        nodes = _needed([node for node in nodes if not set(node.output) & set(given)], set(wanted))
+        read = {name for node in nodes for name in node.input} | set(wanted)
+        inputs = [*self.inputs, *(helper.make_tensor_value_info(name, kind, None) for name, kind in given.items())]
         graph = helper.make_graph(
             nodes,
             "encoder",
-            [value for value in self.inputs if value.name in read],
-            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in wanted],
+            [value for value in inputs if value.name in read],
+            [
+                helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
+                if name == self.output
+                else helper.make_empty_tensor_value_info(name)
+                for name in wanted
+            ],
             [constant for name, constant in constants.items() if name in read],
         )
         opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
@@ -184,6 +213,14 @@ def _piece(part: NodeProto | Group, pieces: Mapping[str, Piece]) -> Piece:
             helper.make_node("Add", [product, bias], [linear.output]),
         ]
     return Piece(nodes, constants)
+
+
+def _outputs(part: NodeProto | Group) -> list[str]:
+    return [linear.output for linear in part.linears] if isinstance(part, Group) else list(part.output)
+
+
+def _inputs(part: NodeProto | Group) -> list[str]:
+    return [part.input] if isinstance(part, Group) else list(part.input)
 
 
 def _needed(nodes: Sequence[NodeProto], wanted: set[str]) -> list[NodeProto]:

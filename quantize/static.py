@@ -1,9 +1,9 @@
 """Static quantization of a whole encoder: layer after layer, each on the output of those quantized before it.
 
-With scales fixed on calibration text, a vector depends on its text alone. `centring.py` prepares the float32 graph,
-`linear.py` says what is done to a layer; here the layers are walked through and the graph is written:
+With scales fixed on calibration text, a vector depends on its text alone. `centring.py` and `portable.py` prepare the
+float32 graph, `linear.py` says what is done to a layer; here the layers are walked through and the graph is written:
 
-    Mul(x, 1/s) -> QuantizeLinear -> MatMulIntegerToFloat(W_q) -> Add(MatMul(Gather(x, outliers), W_o))
+    Mul(x, 1/s) -> QuantizeLinear -> MatMulIntegerToFloat(W_q) -> Gemm(Gather(x, outliers), W_o, C=product)
 
 Tables that are looked up by token or position are stored as int8 with one scale a row.
 """
@@ -20,12 +20,15 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from quantize.calibration import activations, statistics
+from quantize.calibration import Feeds, activations, feeds_of, outputs, statistics
 from quantize.centring import centrable, centred
 from quantize.errors import QuantizationError
 from quantize.fusion import MICROSOFT, Graph, Group, Piece, fuse
-from quantize.linear import QuantizedLinear, Settings, quantize_linear
+from quantize.linear import QuantizedLinear, Settings, few_bits, quantize_linear
+from quantize.portable import HIGHEST, highest_scores, portable
+from quantize.writer import Writer
 
+Array = npt.NDArray[np.float32]
 Advance = Callable[[int, int], None]
 
 
@@ -55,47 +58,73 @@ class StaticRecipe:
             graph = fuse(source)
         finally:
             logging.disable(logging.NOTSET)
-        model, errors = self._quantize_groups(graph, ids, advance)
+        feeds = feeds_of(ids)
+        model, errors = self._quantize_groups(self._prepared(graph, feeds), feeds, advance)
         store_tables_as_int8(model.graph)
         target.write_bytes(model.SerializeToString())
         return errors
 
-    def _quantize_groups(
-        self, graph: Graph, ids: Sequence[Sequence[int]], advance: Advance
-    ) -> tuple[onnx.ModelProto, dict[str, float]]:
-        found = statistics(graph.model({}, names := list(centrable(graph))), names, ids)
+    def _prepared(self, graph: Graph, feeds: Feeds) -> Graph:
+        """An equal graph with centred ranges and portable operators."""
         if self.centre:
+            names = list(centrable(graph))
+            found = statistics(graph.model({}, names), names, feeds)
             graph = centred(graph, {name: of.middle for name, of in found.items()})
+        highest = highest_scores(graph)
+        tensors = list(highest.values())
+        scores = statistics(portable(graph).model({}, tensors), tensors, feeds)
+        seen = {name: max(-scores[tensor].lowest[0], scores[tensor].highest[0]) for name, tensor in highest.items()}
+        return portable(graph, calm=[name for name, score in seen.items() if score < HIGHEST])
+
+    def _quantize_groups(
+        self, graph: Graph, feeds: Feeds, advance: Advance
+    ) -> tuple[onnx.ModelProto, dict[str, float]]:
         groups = graph.groups
+        of_output = {linear.output: group for group in groups for linear in group.linears}
         names = sorted({group.input for group in groups})
-        exact = statistics(graph.model({}, names), names, ids)
+        exact = statistics(graph.model({}, names), names, feeds)
         done: dict[str, QuantizedLinear] = {}
         pieces: dict[str, Piece] = {}
+        given: dict[str, int] = {}
         for index, group in enumerate(groups):
             advance(index, len(groups))
-            inputs = activations(graph.model(pieces, [group.input]), group.input, ids)
+            if len(group.linears) > 1:  # an encoder layer begins: what is before it stays as it is from now on
+                names = graph.before(group)
+                feeds = list(outputs(graph.model(pieces, names, given), names, feeds))
+                given = {name: helper.np_dtype_to_tensor_dtype(value.dtype) for name, value in feeds[0].items()}
+            inputs = activations(graph.model(pieces, [group.input], given), group.input, feeds)
             wide, narrow = group.weight.shape
-            quantized = quantize_linear(
-                inputs,
-                group.weight,
-                group.bias,
-                exact[group.input].mean,
-                self.outliers if wide > narrow else 0,
-                self.settings,
-            )
-            if group.folds_into:
-                before = next(other for other in groups if group.folds_into in [line.output for line in other.linears])
-                done[before.name] = _scale_output(before, done[before.name], group.folds_into, quantized.plan.smoothing)
-                pieces[before.name] = write_group(before, done[before.name])
+            outliers = self.outliers if wide > narrow else 0
+            means = exact[group.input].mean
+            if group.folds_into is None:
+                quantized = quantize_linear(inputs, group.weight, group.bias, means, outliers, self.settings)
+            else:
+                source = of_output[group.folds_into]
+                columns = source.columns(group.folds_into)
+                scales = done[source.name].product_scale[columns]
+                quantized = quantize_linear(inputs, group.weight, group.bias, means, outliers, self.settings, scales)
+                done[source.name] = self._divide_output(done[source.name], columns, quantized.plan.smoothing)
+                pieces[source.name] = write_group(source, done[source.name])
             done[group.name] = quantized
             pieces[group.name] = write_group(group, quantized)
         advance(len(groups), len(groups))
         return graph.model(pieces), {name: quantized.error for name, quantized in done.items()}
 
+    def _divide_output(self, quantized: QuantizedLinear, columns: slice, smoothing: Array) -> QuantizedLinear:
+        """Divide some columns of the output by `smoothing`, which leaves their scales with few bits."""
+        factors = np.ones_like(quantized.bias)
+        factors[columns] = 1 / smoothing
+        return replace(
+            quantized,
+            product_scale=few_bits(quantized.product_scale * factors, self.settings.scale_bits),
+            outlier_weight=quantized.outlier_weight * factors,
+            bias=quantized.bias * factors,
+        )
+
 
 def write_group(group: Group, quantized: QuantizedLinear) -> Piece:
     """The nodes and constants of a quantized group."""
-    writer = _Writer(group.name)
+    writer = Writer(group.name)
     plan = quantized.plan
     outliers = np.flatnonzero(plan.is_outlier)
     scaled = group.input
@@ -109,20 +138,19 @@ def write_group(group: Group, quantized: QuantizedLinear) -> Piece:
     if len(outliers):
         index = writer.constant("outliers", outliers.astype(np.int64))
         exact = writer.node("Gather", [group.input, index], "outlier_channels", axis=-1)
-    start = 0
+    one = writer.constant("one", np.float32(1))
     for number, linear in enumerate(group.linears):
-        columns = slice(start, start := start + linear.weight.shape[1])
+        columns = group.columns(linear.output)
         weight = writer.constant(f"{number}/weight", quantized.weight[:, columns])
-        weight_scale = writer.constant(f"{number}/weight_scale", quantized.weight_scale[columns])
+        product_scale = writer.constant(f"{number}/product_scale", quantized.product_scale[columns])
         bias = writer.constant(f"{number}/bias", quantized.bias[columns])
-        inputs = [codes, weight, scale, weight_scale, zero, "", bias]
+        inputs = [codes, weight, one, product_scale, zero, "", bias]
         if not exact:
             writer.node("MatMulIntegerToFloat", inputs, linear.output, whole_name=True, domain=MICROSOFT)
             continue
         product = writer.node("MatMulIntegerToFloat", inputs, f"{number}/product", domain=MICROSOFT)
         outlier_weight = writer.constant(f"{number}/outlier_weight", quantized.outlier_weight[:, columns])
-        rest = writer.node("MatMul", [exact, outlier_weight], f"{number}/outlier_product")
-        writer.node("Add", [product, rest], linear.output, whole_name=True)
+        writer.node("Gemm", [exact, outlier_weight, product], linear.output, whole_name=True)
     return Piece(writer.nodes, writer.constants)
 
 
@@ -137,7 +165,7 @@ def store_tables_as_int8(graph: onnx.GraphProto, rows: int = 100) -> None:
             continue
         values = numpy_helper.to_array(table)
         scale = np.maximum(np.abs(values).max(axis=1, keepdims=True), 1e-12) / 127
-        writer = _Writer(node.output[0])
+        writer = Writer(node.output[0])
         names = (
             writer.constant("table", np.rint(values / scale).astype(np.int8)),
             writer.constant("table_scale", scale.astype(np.float32)),
@@ -150,50 +178,3 @@ def store_tables_as_int8(graph: onnx.GraphProto, rows: int = 100) -> None:
         graph.initializer.extend(writer.constants)
     del graph.node[:]
     graph.node.extend(nodes)
-
-
-def _scale_output(
-    group: Group, quantized: QuantizedLinear, output: str, smoothing: npt.NDArray[np.float32]
-) -> QuantizedLinear:
-    """Divide the channels of one linear's output by `smoothing`: exact, in its scales and bias."""
-    factors = np.concatenate(
-        [
-            1 / smoothing if linear.output == output else np.ones(linear.weight.shape[1], np.float32)
-            for linear in group.linears
-        ]
-    ).astype(np.float32)
-    return replace(
-        quantized,
-        weight_scale=quantized.weight_scale * factors,
-        outlier_weight=quantized.outlier_weight * factors,
-        bias=quantized.bias * factors,
-    )
-
-
-class _Writer:
-    """Collects nodes and constants under one prefix."""
-
-    def __init__(self, prefix: str) -> None:
-        self.nodes: list[NodeProto] = []
-        self.constants: list[TensorProto] = []
-        self._prefix = prefix
-
-    def constant(self, name: str, value: npt.NDArray[np.generic]) -> str:
-        full = f"{self._prefix}/{name}"
-        self.constants.append(numpy_helper.from_array(np.asarray(value, order="C"), full))
-        return full
-
-    def node(
-        self,
-        kind: str,
-        inputs: Sequence[str],
-        output: str,
-        whole_name: bool = False,
-        domain: str | None = None,
-        **attributes: int,
-    ) -> str:
-        full = output if whole_name else f"{self._prefix}/{output}"
-        node = helper.make_node(kind, list(inputs), [full], domain=domain)
-        node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
-        self.nodes.append(node)
-        return full

@@ -1,0 +1,39 @@
+"""Collects nodes and constants of an ONNX graph under one prefix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+
+class Writer:
+    """`node` and `constant` return the full name of what they add."""
+
+    def __init__(self, prefix: str) -> None:
+        self.nodes: list[NodeProto] = []
+        self.constants: list[TensorProto] = []
+        self._prefix = prefix
+
+    def constant(self, name: str, value: npt.ArrayLike) -> str:
+        full = f"{self._prefix}/{name}"
+        self.constants.append(numpy_helper.from_array(np.asarray(value, order="C"), full))
+        return full
+
+    def node(
+        self,
+        kind: str,
+        inputs: Sequence[str],
+        output: str,
+        whole_name: bool = False,
+        domain: str | None = None,
+        **attributes: float | Sequence[int],
+    ) -> str:
+        """`whole_name`: `output` is the full name already."""
+        full = output if whole_name else f"{self._prefix}/{output}"
+        node = helper.make_node(kind, list(inputs), [full], domain=domain)
+        node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
+        self.nodes.append(node)
+        return full
