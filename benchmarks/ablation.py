@@ -35,11 +35,9 @@ def _with(**changes: Any) -> Variant:
 VARIANTS: Mapping[str, Variant] = {
     WHOLE: Variant(),
     "no smoothing": _with(strength=None),
-    "full smoothing, a = 1": _with(strength=1.0),
     "no centring": Variant(StaticRecipe(centre=False)),
     "no headroom above zero after GELU": _with(headrooms=(1,)),
     "no outlier channels": Variant(StaticRecipe(outliers=0)),
-    "64 outlier channels": Variant(StaticRecipe(outliers=64)),
     "weights of 7 bits, -63..63": _with(largest=63, largest_pair=126),
     "weights of 8 bits, pairs unbounded (saturates on AVX2)": _with(largest_pair=254),
     "rounding to nearest": _with(damping=1e9),

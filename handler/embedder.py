@@ -19,7 +19,7 @@ from handler.artifact import Artifact, ArtifactCorruptError, Manifest, open_arti
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
 
-TOKENS_PER_RUN = 512
+TOKENS_PER_RUN = 384
 """Bound on batch size x length of one run. The largest activation, the attention scores, takes this x heads x length
 floats; in larger runs activations leave the CPU's caches and cost more than fewer runs save."""
 

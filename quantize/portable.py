@@ -9,7 +9,7 @@ products, which add up one input channel after the other. They disagree where a 
     LayerNormalization     another algorithm on each architecture
     softmax, attention     sums of as many lanes as the vectors have
 
-Here these sums are matrix products with a matrix of ones, as fast as those kernels or nearly so:
+Here these sums are matrix products with a matrix of ones, which costs the model 5 to 10 % of its speed:
 
     m = x 1/n    c = x - m    v = (c c) 1/n + epsilon    y = c / sqrt(v) g + b     of each token, n channels
     P = exp(S - max S)    Y = (P V) / (P 1)    with S = Q K^T / sqrt(d)            of each head, d channels

@@ -56,7 +56,7 @@ def test_a_vector_depends_on_its_text_alone(precision: str, batch: list[str], se
     order = list(range(len(batch)))
     seed.shuffle(order)
     together = embedder.embed([batch[index] for index in order]).vectors
-    assert np.abs(together - alone[order]).max() <= 1e-6
+    assert np.abs(together - alone[order]).max() <= (0 if precision == "int8" else 1e-6)
 
 
 def test_a_dynamic_recipe_is_embedded_one_text_at_a_time(copy_model: Callable[[str], Path]) -> None:
