@@ -26,7 +26,7 @@ Array = npt.NDArray[np.float32]
 
 def centrable(graph: Graph) -> dict[str, NodeProto]:
     """The LayerNormalization nodes, by output, that only linear layers and residual additions to such layers read."""
-    linears = {linear.output for group in graph.groups for linear in group.linears}
+    linears = {linear.output for linear in graph.linears}
     found = {}
     for node in graph.nodes:
         if node.op_type != "LayerNormalization" or len(node.input) < 3 or node.output[0] == graph.output:

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -31,6 +32,7 @@ MICROSOFT = "com.microsoft"
 OPSET = 18
 
 Array = npt.NDArray[np.float32]
+Number = TypeVar("Number", np.float32, np.int8)
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,15 @@ class Linear:
     """float32, shape (in, out)."""
     bias: Array
     """float32, shape (out,)."""
+    ones_after: int = 0
+    """If not 0, a channel that is always 1 follows each so many channels of `output`."""
+
+    def with_ones(self, values: npt.NDArray[Number], fill: int) -> npt.NDArray[Number]:
+        """`values`, whose last axis is that of the output, with `fill` in the places of the ones."""
+        if not self.ones_after:
+            return values
+        places = range(self.ones_after, values.shape[-1] + 1, self.ones_after)
+        return np.insert(values, list(places), fill, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,10 @@ class Graph:
         return [part for part in self.parts if isinstance(part, Group)]
 
     @property
+    def linears(self) -> list[Linear]:
+        return [linear for group in self.groups for linear in group.linears]
+
+    @property
     def nodes(self) -> list[NodeProto]:
         """What is not part of a linear layer."""
         return [part for part in self.parts if not isinstance(part, Group)]
@@ -107,7 +122,7 @@ class Graph:
         """The tensors that are computed before a group and read by it or after it."""
         start = self.parts.index(group)
         made = {name for part in self.parts[:start] for name in _outputs(part)}
-        read = [name for part in self.parts[start:] for name in _inputs(part)]
+        read = [name for part in self.parts[start:] for name in inputs_of(part)]
         return list(dict.fromkeys(name for name in read if name in made))
 
     def model(
@@ -207,7 +222,10 @@ def _piece(part: NodeProto | Group, pieces: Mapping[str, Piece]) -> Piece:
     nodes, constants = [], []
     for linear in part.linears:
         weight, bias, product = (f"{linear.output}/{name}" for name in ("weight", "bias", "product"))
-        constants += [numpy_helper.from_array(linear.weight, weight), numpy_helper.from_array(linear.bias, bias)]
+        constants += [
+            numpy_helper.from_array(linear.with_ones(linear.weight, 0), weight),
+            numpy_helper.from_array(linear.with_ones(linear.bias, 1), bias),
+        ]
         nodes += [
             helper.make_node("MatMul", [part.input, weight], [product]),
             helper.make_node("Add", [product, bias], [linear.output]),
@@ -219,7 +237,8 @@ def _outputs(part: NodeProto | Group) -> list[str]:
     return [linear.output for linear in part.linears] if isinstance(part, Group) else list(part.output)
 
 
-def _inputs(part: NodeProto | Group) -> list[str]:
+def inputs_of(part: NodeProto | Group) -> list[str]:
+    """The tensors that a part reads."""
     return [part.input] if isinstance(part, Group) else list(part.input)
 
 

@@ -25,7 +25,8 @@ from quantize.centring import centrable, centred
 from quantize.errors import QuantizationError
 from quantize.fusion import MICROSOFT, Graph, Group, Piece, fuse
 from quantize.linear import QuantizedLinear, Settings, few_bits, quantize_linear
-from quantize.portable import HIGHEST, highest_scores, portable
+from quantize.portable import portable
+from quantize.scores import with_calm_scores
 from quantize.writer import Writer
 
 Array = npt.NDArray[np.float32]
@@ -70,11 +71,8 @@ class StaticRecipe:
             names = list(centrable(graph))
             found = statistics(graph.model({}, names), names, feeds)
             graph = centred(graph, {name: of.middle for name, of in found.items()})
-        highest = highest_scores(graph)
-        tensors = list(highest.values())
-        scores = statistics(portable(graph).model({}, tensors), tensors, feeds)
-        seen = {name: max(-scores[tensor].lowest[0], scores[tensor].highest[0]) for name, tensor in highest.items()}
-        return portable(graph, calm=[name for name, score in seen.items() if score < HIGHEST])
+        graph, calm = with_calm_scores(graph, feeds)
+        return portable(graph, calm)
 
     def _quantize_groups(
         self, graph: Graph, feeds: Feeds, advance: Advance
@@ -141,20 +139,24 @@ def write_group(group: Group, quantized: QuantizedLinear) -> Piece:
     one = writer.constant("one", np.float32(1))
     for number, linear in enumerate(group.linears):
         columns = group.columns(linear.output)
-        weight = writer.constant(f"{number}/weight", quantized.weight[:, columns])
-        product_scale = writer.constant(f"{number}/product_scale", quantized.product_scale[columns])
-        bias = writer.constant(f"{number}/bias", quantized.bias[columns])
+        weight = writer.constant(f"{number}/weight", linear.with_ones(quantized.weight[:, columns], 0))
+        product_scale = writer.constant(
+            f"{number}/product_scale", linear.with_ones(quantized.product_scale[columns], 1)
+        )
+        bias = writer.constant(f"{number}/bias", linear.with_ones(quantized.bias[columns], 1))
         inputs = [codes, weight, one, product_scale, zero, "", bias]
         if not exact:
             writer.node("MatMulIntegerToFloat", inputs, linear.output, whole_name=True, domain=MICROSOFT)
             continue
         product = writer.node("MatMulIntegerToFloat", inputs, f"{number}/product", domain=MICROSOFT)
-        outlier_weight = writer.constant(f"{number}/outlier_weight", quantized.outlier_weight[:, columns])
+        outlier_weight = writer.constant(
+            f"{number}/outlier_weight", linear.with_ones(quantized.outlier_weight[:, columns], 0)
+        )
         writer.node("Gemm", [exact, outlier_weight, product], linear.output, whole_name=True)
     return Piece(writer.nodes, writer.constants)
 
 
-def store_tables_as_int8(graph: onnx.GraphProto, rows: int = 100) -> None:
+def store_tables_as_int8(graph: onnx.GraphProto, rows: int = 1000) -> None:
     """Replace each float32 table of at least `rows` rows that is looked up by Gather: row i as int8 times a scale."""
     tables = {constant.name: constant for constant in graph.initializer}
     nodes: list[NodeProto] = []

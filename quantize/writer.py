@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +33,16 @@ class Writer:
     ) -> str:
         """`whole_name`: `output` is the full name already."""
         full = output if whole_name else f"{self._prefix}/{output}"
-        node = helper.make_node(kind, list(inputs), [full], domain=domain)
+        self._add(helper.make_node(kind, list(inputs), [full], domain=domain), attributes)
+        return full
+
+    def split(self, source: str, outputs: Sequence[str], sizes: Sequence[int], axis: int) -> list[str]:
+        """Split `source` along `axis` into parts of these sizes."""
+        full = [f"{self._prefix}/{output}" for output in outputs]
+        parts = self.constant(f"{'_'.join(outputs)}_sizes", np.array(sizes))
+        self._add(helper.make_node("Split", [source, parts], full), {"axis": axis})
+        return full
+
+    def _add(self, node: NodeProto, attributes: Mapping[str, float | Sequence[int]]) -> None:
         node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
         self.nodes.append(node)
-        return full
