@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -54,9 +54,17 @@ class Embeddings:
 class Embedder:
     """A model in memory. `Embedder.load(folder).embed(["vitamin d"]).vectors`."""
 
-    def __init__(self, manifest: Manifest, precision: str, tokenizer: Tokenizer, session: onnxruntime.InferenceSession):
+    def __init__(
+        self,
+        manifest: Manifest,
+        precision: str,
+        tokenizer: Tokenizer,
+        session: onnxruntime.InferenceSession,
+        threads: int,
+    ):
         self.manifest = manifest
         self.precision = precision
+        self.threads = threads
         self._tokenizer = tokenizer
         self._session = session
         self._inputs = [node.name for node in session.get_inputs()]
@@ -66,8 +74,8 @@ class Embedder:
     def load(cls, folder: str | os.PathLike[str], precision: str = "int8", threads: int | None = None) -> Embedder:
         """Load a model folder's version in use, or one version.
 
-        `threads` is the number of CPU threads of one run; by default the vCPUs that Lambda's memory size buys, or,
-        outside of Lambda, the CPUs this process may use.
+        `threads` is how many runs are computed at once, each by one thread; by default the vCPUs that Lambda's memory
+        size buys, or, outside of Lambda, the CPUs this process may use.
         Raises ArtifactNotFoundError or ArtifactCorruptError; ValueError if `threads` is less than 1.
         """
         return cls.from_artifact(open_artifact(folder), precision, threads)
@@ -81,18 +89,19 @@ class Embedder:
             raise ValueError(f"threads is {threads}, not at least 1")
         try:
             tokenizer = _load_tokenizer(artifact)
-            session = _load_session(str(model), threads)
+            session = _load_session(str(model))
         except Exception as error:  # both libraries raise plain Exceptions for any unreadable file
             raise ArtifactCorruptError(
                 f"cannot load {artifact.folder}: {error}: build it again with: python -m export"
             ) from error
-        return cls(artifact.manifest, precision, tokenizer, session)
+        return cls(artifact.manifest, precision, tokenizer, session, threads)
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
         """Embed texts; each vector depends on its own text alone.
 
-        Texts of one token length share a run, so nothing is padded and no token attends to padding. Texts longer
-        than the model's maximum are cut there. Lone surrogates, which no tokenizer can encode, count as U+FFFD.
+        Texts of one token length share a run, so nothing is padded and no token attends to padding; runs are shared
+        out among the threads, the longest first. Texts longer than the model's maximum are cut there. Lone
+        surrogates, which no tokenizer can encode, count as U+FFFD.
         Raises TypeError if `texts` is a str or holds anything but str.
         """
         if isinstance(texts, str):
@@ -102,9 +111,11 @@ class Embedder:
         )
         lengths = [len(encoding.ids) for encoding in encodings]
         vectors = np.empty((len(encodings), self.manifest.dimensions), np.float32)
-        for rows in _runs(lengths, TOKENS_PER_RUN if self._group_texts else 0):
-            ids = np.array([encodings[row].ids for row in rows], np.int64)
-            vectors[rows] = self._embed_run(ids)
+
+        def embed_run(rows: list[int]) -> None:
+            vectors[rows] = self._embed_run(np.array([encodings[row].ids for row in rows], np.int64))
+
+        _for_each(embed_run, list(_runs(lengths, TOKENS_PER_RUN if self._group_texts else 0))[::-1], self.threads)
         truncated = [row for row, encoding in enumerate(encodings) if encoding.overflowing]
         return Embeddings(vectors, lengths, truncated)
 
@@ -165,15 +176,28 @@ def _load_tokenizer(artifact: Artifact) -> Tokenizer:
     return tokenizer
 
 
-def _load_session(model: str, threads: int) -> onnxruntime.InferenceSession:
+def _load_session(model: str) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
+    # Operators are too short to be worth sharing out: a thread of its own for each run is much faster.
+    options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
-    # Spinning threads burn the CPU quota that Lambda bills and that other threads need.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     return onnxruntime.InferenceSession(
         model, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOW_FUSIONS
     )
+
+
+def _for_each(work: Callable[[list[int]], None], runs: Sequence[list[int]], threads: int) -> None:
+    """Call `work` with each run, in so many threads. The first exception ends it: runs not yet begun are dropped."""
+    threads = min(threads, len(runs))
+    if threads < 2:
+        for run in runs:
+            work(run)
+        return
+    from concurrent.futures import ThreadPoolExecutor  # here, because a cold start must not wait for it
+
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in pool.map(work, runs):
+            pass
 
 
 def _well_formed(text: Any) -> str:

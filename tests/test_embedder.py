@@ -1,6 +1,7 @@
 """The library: shapes, independence of the batch, truncation, odd input."""
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handler.artifact import MANIFEST, FileEntry, open_artifact, sha256
-from handler.embedder import LAMBDA_MB_PER_VCPU, TOKENS_PER_RUN, Embedder, _runs, default_threads
+from handler.embedder import LAMBDA_MB_PER_VCPU, TOKENS_PER_RUN, Embedder, _for_each, _runs, default_threads
 from quantize import quantize
 from tests.hostile import HOSTILE, LONE_SURROGATES, readable
 
@@ -143,6 +144,30 @@ def test_runs_cover_every_row_once_within_the_budget(lengths: list[int], budget:
     for run in runs:
         assert len({lengths[row] for row in run}) == 1
         assert len(run) == 1 or len(run) * lengths[run[0]] <= budget
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_threads_change_nothing(model_folder: Path, int8: Embedder, threads: int) -> None:
+    texts = ["word " * count for count in range(60)] * 2
+    found = Embedder.load(model_folder, threads=threads).embed(texts)
+    np.testing.assert_array_equal(found.vectors, np.concatenate([int8.embed([text]).vectors for text in texts]))
+    assert found.tokens == [count + 2 for count in range(60)] * 2
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_run_that_fails_drops_those_not_yet_begun(threads: int) -> None:
+    begun: list[int] = []
+
+    def work(run: list[int]) -> None:
+        begun.append(run[0])
+        time.sleep(0.001)
+        if run[0] == 3:
+            raise MemoryError("run 3")
+
+    with pytest.raises(MemoryError, match="run 3"):
+        _for_each(work, [[number] for number in range(5000)], threads)
+    assert 3 in begun
+    assert len(begun) < 2500
 
 
 @pytest.mark.parametrize(
