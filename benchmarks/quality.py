@@ -16,6 +16,7 @@ from benchmarks.corpus import Corpus, Pairs, Retrieval
 from benchmarks.results import Figures, Result
 from benchmarks.worker import Worker, workers
 from export.verify import compare
+from handler.artifact import WEIGHTS_SUFFIX
 
 TEN = 10
 
@@ -45,10 +46,16 @@ def run(
             nearest = {name: _nearest(each, len(retrieval.queries)) for name, each in vectors.items()}
             rows += [row | {"kept_of_ten": _kept(nearest[row["contender"]], nearest[REFERENCE])} for row in found]
             advance()
-    sizes = {name: CONTENDERS[name].weights(model_folder, source).stat().st_size for name in CONTENDERS}
+    sizes = {name: _bytes(CONTENDERS[name].weights(model_folder, source)) for name in CONTENDERS}
     sets = {each.name: len(each.texts) for each in corpora} | {each.name: len(each.left) for each in pairs}
     sets |= {each.name: len(each.queries) + len(each.passages) for each in retrievals}
     return Result.new("quality", model_folder, {"sets": sets, "bytes": sizes}, rows)
+
+
+def _bytes(model: Path) -> int:
+    """Size of a file of weights, together with the one that it maps, if any."""
+    mapped = model.with_name(model.name + WEIGHTS_SUFFIX)
+    return sum(path.stat().st_size for path in (model, mapped) if path.exists())
 
 
 def figures(result: Result) -> Figures:

@@ -9,6 +9,7 @@ from pathlib import Path
 try:
     from export import ExportError, store
     from export.manifest import describe, summary, verified
+    from export.mapping import map_weights
     from export.progress import Steps
     from export.source import DEFAULT_MODEL, fetch, identify
     from export.texts import VERIFICATION_TEXTS
@@ -50,6 +51,7 @@ def build(arguments: argparse.Namespace) -> None:
             if "int8" in arguments.precision:
                 calibration = Calibration(source.tokenizer, source.max_tokens, arguments.calibration)
                 quantize(float32, built / MODEL_FILES["int8"], arguments.recipe, calibration, advance)
+                map_weights(built / MODEL_FILES["int8"])
         with steps.step("embed the verification texts with sentence-transformers"):
             reference = reference_vectors(source.folder, VERIFICATION_TEXTS)
         draft = describe(source, built, reference.shape[1], arguments.recipe)

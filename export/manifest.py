@@ -29,6 +29,7 @@ def describe(source: Source, built: Path, dimensions: int, recipe: str) -> Manif
             file=file,
             recipe=recipe if name == "int8" else None,
             batch_independent=name == "fp32" or RECIPES[recipe].batch_independent,
+            optimized=name == "int8" and RECIPES[recipe].optimized,
             parity=_UNVERIFIED,
         )
         for name, file in MODEL_FILES.items()
@@ -83,7 +84,7 @@ def _name(manifest: Manifest) -> str:
     decisive = {
         **{key: getattr(manifest, key) for key in ("model", "revision", "max_tokens", "pooling", "normalize")},
         "precisions": {
-            name: [precision.file, precision.recipe, precision.batch_independent]
+            name: [precision.file, precision.recipe, precision.batch_independent, precision.optimized]
             for name, precision in manifest.precisions.items()
         },
         "files": {name: asdict(entry) for name, entry in manifest.files.items()},

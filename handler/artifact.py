@@ -2,7 +2,7 @@
 
     <model folder>/current              name of the version in use, one line
     <model folder>/<version>/           never changed once written
-        manifest.json  tokenizer.json  model.onnx  model_int8.onnx
+        manifest.json  tokenizer.json  model.onnx  model_int8.onnx  model_int8.onnx_data
 
 `current` is a file and not a link, so that it survives zip archives and S3, and so that a reader that has
 read it once stays with one version while another one is switched on.
@@ -19,11 +19,13 @@ from typing import Any
 
 import orjson
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 CURRENT = "current"
 MODEL_FILES = {"fp32": "model.onnx", "int8": "model_int8.onnx"}
+WEIGHTS_SUFFIX = "_data"
+"""What the name of a file of weights has after the name of the ONNX file that maps it, if there is one."""
 POOLINGS = ("mean", "cls")
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -73,6 +75,8 @@ class Precision:
     """How the file was quantized, as `python -m quantize --recipe` names it; None for float32."""
     batch_independent: bool
     """False where activation scales are taken over a whole run: then every text needs a run of its own."""
+    optimized: bool
+    """True where onnxruntime's graph optimizations would find nothing, so that loading can leave them out."""
     parity: Parity
 
 
@@ -123,6 +127,11 @@ class Artifact:
                 f"or build it with: python -m export --precision {has.replace(' ', '')},{precision}"
             )
         return self.folder / self.manifest.precisions[precision].file
+
+    def weights(self, precision: str) -> Path | None:
+        """The file of weights that `model(precision)` maps, if it does not hold them itself."""
+        weights = self.manifest.precisions[precision].file + WEIGHTS_SUFFIX
+        return self.folder / weights if weights in self.manifest.files else None
 
     def check_digests(self) -> None:
         """Read every file and compare its SHA-256 with the manifest.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias
 
 # onnxruntime's wheels report usage from a thread of their own and keep a database under $HOME unless told not to.
@@ -88,8 +89,10 @@ class Embedder:
         if threads < 1:
             raise ValueError(f"threads is {threads}, not at least 1")
         try:
+            if weights := artifact.weights(precision):
+                _read_ahead(weights)
             tokenizer = _load_tokenizer(artifact)
-            session = _load_session(str(model))
+            session = _load_session(str(model), artifact.manifest.precisions[precision].optimized)
         except Exception as error:  # both libraries raise plain Exceptions for any unreadable file
             raise ArtifactCorruptError(
                 f"cannot load {artifact.folder}: {error}: build it again with: python -m export"
@@ -176,8 +179,20 @@ def _load_tokenizer(artifact: Artifact) -> Tokenizer:
     return tokenizer
 
 
-def _load_session(model: str) -> onnxruntime.InferenceSession:
+def _read_ahead(file: Path) -> None:
+    """Have the kernel read the whole file in the background: page by page, as it is used, would wait for each page."""
+    if hasattr(os, "posix_fadvise"):
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(descriptor)
+
+
+def _load_session(model: str, optimized: bool) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
+    if optimized:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Operators are too short to be worth sharing out: a thread of its own for each run is much faster.
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1

@@ -44,6 +44,7 @@ class StaticRecipe:
     two products costs more: it is taken over the output."""
 
     batch_independent = True
+    optimized = True
     min_cosine = 0.997
     """Mean cosine to float32 below which something went wrong."""
 

@@ -51,7 +51,7 @@ def set_path(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 DELETED = object()
 WRONG = [
-    ("format_version", 2, "format_version is 2"),
+    ("format_version", 1, "format_version is 1, this reader knows 2"),
     ("format_version", DELETED, "format_version is None"),
     ("dimensions", DELETED, "manifest.dimensions is missing"),
     ("extra", 1, "manifest.extra is not a known field"),
@@ -117,6 +117,8 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "model missing": (lambda m, v: (v / "model_int8.onnx").unlink(), "cannot read .*model_int8.onnx"),
     "model cut": (lambda m, v: truncate(v / "model_int8.onnx"), "model_int8.onnx has .* bytes, the manifest says"),
     "tokenizer cut": (lambda m, v: truncate(v / "tokenizer.json"), "tokenizer.json has .* bytes"),
+    "weights missing": (lambda m, v: (v / "model_int8.onnx_data").unlink(), "cannot read .*model_int8.onnx_data"),
+    "weights cut": (lambda m, v: truncate(v / "model_int8.onnx_data"), "model_int8.onnx_data has .* bytes"),
     "model overwritten": (lambda m, v: scramble(v / "model_int8.onnx"), "cannot load"),
     "tokenizer overwritten": (lambda m, v: scramble(v / "tokenizer.json"), "cannot load"),
 }

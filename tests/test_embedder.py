@@ -66,7 +66,9 @@ def test_a_dynamic_recipe_is_embedded_one_text_at_a_time(copy_model: Callable[[s
     artifact = open_artifact(version)
     quantize(artifact.model("fp32"), artifact.model("int8"), "avx512_vnni")
     entry = FileEntry(artifact.model("int8").stat().st_size, sha256(artifact.model("int8")))
-    dynamic = replace(artifact.manifest.precisions["int8"], recipe="avx512_vnni", batch_independent=False)
+    dynamic = replace(
+        artifact.manifest.precisions["int8"], recipe="avx512_vnni", batch_independent=False, optimized=False
+    )
     manifest = replace(
         artifact.manifest,
         files={**artifact.manifest.files, "model_int8.onnx": entry},

@@ -1,0 +1,37 @@
+"""Weights in a file of their own, which onnxruntime maps into memory instead of reading and copying it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnx
+from onnx import numpy_helper
+from onnx.external_data_helper import set_external_data
+
+from handler.artifact import WEIGHTS_SUFFIX
+
+ALIGNMENT = 64
+"""Bytes: a cache line, and the widest vector register."""
+SMALLEST = 1024
+"""Bytes below which a tensor stays in the ONNX file."""
+
+
+def map_weights(model: Path) -> None:
+    """Move the weights of an ONNX file to `<name>_data` beside it, in the order of the file (onnx.proto, "external").
+
+    The two files work from any folder, as long as they are in the same.
+    """
+    graph = onnx.load(model)
+    weights = model.with_name(model.name + WEIGHTS_SUFFIX)
+    with weights.open("wb") as file:
+        for tensor in graph.graph.initializer:
+            raw = numpy_helper.to_array(tensor).tobytes()
+            if len(raw) < SMALLEST:
+                continue
+            file.write(bytes(-file.tell() % ALIGNMENT))
+            tensor.raw_data = raw  # whichever of its fields held the numbers
+            set_external_data(tensor, weights.name, offset=file.tell(), length=len(raw))
+            file.write(raw)
+            for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+                tensor.ClearField(field)
+    model.write_bytes(graph.SerializeToString())
