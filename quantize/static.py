@@ -1,11 +1,11 @@
 """Static quantization of a whole encoder: layer after layer, each on the output of those quantized before it.
 
-With scales fixed on calibration text, a vector depends on its text alone. `centring.py` and `portable.py` prepare the
-float32 graph, `linear.py` says what is done to a layer; here the layers are walked through and the graph is written:
+With scales fixed on calibration text, a vector depends on its text alone. `centring.py`, `scores.py` and `portable.py`
+prepare the float32 graph, `linear.py` says what is done to a layer; here the layers are walked through and written:
 
     Mul(x, 1/s) -> QuantizeLinear -> MatMulIntegerToFloat(W_q) -> Gemm(Gather(x, outliers), W_o, C=product)
 
-Tables that are looked up by token or position are stored as int8 with one scale a row.
+The table of words is stored as int8 with one scale a row.
 """
 
 from __future__ import annotations
