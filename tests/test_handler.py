@@ -15,6 +15,7 @@ from handler.api import BYTES_PER_NUMBER, MAX_BODY_BYTES, max_texts
 from handler.artifact import ArtifactNotFoundError
 from handler.embedder import Embedder
 from handler.errors import STATUS, InvalidRequestError
+from tests.conftest import ROOT
 from tests.hostile import HOSTILE, LONE_SURROGATES
 
 LoadApp = Callable[..., ModuleType]
@@ -83,6 +84,19 @@ def test_one_text(app: ModuleType, make_event: Callable[..., Any], int8: Embedde
     assert (body["model"], body["dimensions"], len(body["embedding"])) == (MODEL, 384, 384)
     assert 0 < body["latency"] < 60
     np.testing.assert_array_equal(np.float32(body["embedding"]), int8.embed(["vitamin d"]).vectors[0])
+
+
+def test_the_readmes_answer_is_this_one(app: ModuleType) -> None:
+    """To the accuracy of INT8: an artifact built on another CPU has other roundings."""
+    shown = re.search(
+        r"'({\S+ d\"})'\n{\"embedding\":\[(.+),\.\.\.,(.+)\],(.+),\"latency\"", (ROOT / "README.md").read_text()
+    )
+    assert shown
+    request, first, last, rest = shown.groups()
+    answer = app.lambda_handler(json.loads(request), None)
+    numbers = [float(number) for number in f"{first},{last}".split(",")]
+    np.testing.assert_allclose([*answer["embedding"][:3], answer["embedding"][-1]], numbers, atol=0.01)
+    assert {key: answer[key] for key in ("model", "dimensions")} == json.loads(f"{{{rest}}}")
 
 
 def test_several_texts_in_request_order(app: ModuleType, make_event: Callable[..., Any], int8: Embedder) -> None:
