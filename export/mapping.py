@@ -25,13 +25,12 @@ def map_weights(model: Path) -> None:
     weights = model.with_name(model.name + WEIGHTS_SUFFIX)
     with weights.open("wb") as file:
         for tensor in graph.graph.initializer:
-            raw = numpy_helper.to_array(tensor).tobytes()
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))  # in raw_data
+            raw = tensor.raw_data
             if len(raw) < SMALLEST:
                 continue
             file.write(bytes(-file.tell() % ALIGNMENT))
-            tensor.raw_data = raw  # whichever of its fields held the numbers
             set_external_data(tensor, weights.name, offset=file.tell(), length=len(raw))
             file.write(raw)
-            for field in ("raw_data", "float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
-                tensor.ClearField(field)
+            tensor.ClearField("raw_data")
     model.write_bytes(graph.SerializeToString())

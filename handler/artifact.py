@@ -128,11 +128,6 @@ class Artifact:
             )
         return self.folder / self.manifest.precisions[precision].file
 
-    def weights(self, precision: str) -> Path | None:
-        """The file of weights that `model(precision)` maps, if it does not hold them itself."""
-        weights = self.manifest.precisions[precision].file + WEIGHTS_SUFFIX
-        return self.folder / weights if weights in self.manifest.files else None
-
     def check_digests(self) -> None:
         """Read every file and compare its SHA-256 with the manifest.
 

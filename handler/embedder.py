@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias
 
 # onnxruntime's wheels report usage from a thread of their own and keep a database under $HOME unless told not to.
@@ -89,8 +88,6 @@ class Embedder:
         if threads < 1:
             raise ValueError(f"threads is {threads}, not at least 1")
         try:
-            if weights := artifact.weights(precision):
-                _read_ahead(weights)
             tokenizer = _load_tokenizer(artifact)
             session = _load_session(str(model), artifact.manifest.precisions[precision].optimized)
         except Exception as error:  # both libraries raise plain Exceptions for any unreadable file
@@ -177,16 +174,6 @@ def _load_tokenizer(artifact: Artifact) -> Tokenizer:
     tokenizer.enable_truncation(artifact.manifest.max_tokens)
     tokenizer.no_padding()
     return tokenizer
-
-
-def _read_ahead(file: Path) -> None:
-    """Have the kernel read the whole file in the background: page by page, as it is used, would wait for each page."""
-    if hasattr(os, "posix_fadvise"):
-        descriptor = os.open(file, os.O_RDONLY)
-        try:
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
-        finally:
-            os.close(descriptor)
 
 
 def _load_session(model: str, optimized: bool) -> onnxruntime.InferenceSession:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 from onnx import NodeProto, numpy_helper
 
-from quantize.fusion import Graph, Group
+from quantize.fusion import Graph, Group, Linear
 
 Array = npt.NDArray[np.float32]
 
@@ -53,19 +53,18 @@ def centred(graph: Graph, middles: Mapping[str, Array]) -> Graph:
             if name in reader.input:
                 addend = _other_input(reader, name)
                 given_back[addend] = given_back.get(addend, np.float32(0)) + middle
-    parts: list[NodeProto | Group] = []
-    for part in graph.parts:
-        if not isinstance(part, Group):
-            parts.append(nodes.get(part.output[0], part))
-            continue
+
+    def change(group: Group) -> list[Linear]:
         linears = []
-        for linear in part.linears:
+        for linear in group.linears:
             bias_shift = given_back.get(linear.output, np.float32(0))
-            if part.input in middles:
-                bias_shift = bias_shift + middles[part.input] @ linear.weight
+            if group.input in middles:
+                bias_shift = bias_shift + middles[group.input] @ linear.weight
             linears.append(replace(linear, bias=(linear.bias + bias_shift).astype(np.float32)))
-        parts.append(replace(part, linears=linears))
-    return replace(graph, parts=parts, constants=constants)
+        return linears
+
+    parts = [part if isinstance(part, Group) else nodes.get(part.output[0], part) for part in graph.parts]
+    return replace(graph, parts=parts, constants=constants).with_linears(change)
 
 
 def _other_input(node: NodeProto, name: str) -> str:

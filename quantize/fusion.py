@@ -12,8 +12,8 @@ attention only where there is none.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import TypeVar
@@ -118,6 +118,15 @@ class Graph:
         """What is not part of a linear layer."""
         return [part for part in self.parts if not isinstance(part, Group)]
 
+    @property
+    def attentions(self) -> list[NodeProto]:
+        return [node for node in self.nodes if node.op_type == "MultiHeadAttention"]
+
+    def with_linears(self, change: Callable[[Group], Sequence[Linear]]) -> Graph:
+        """A graph with the linears that `change` gives for each group."""
+        parts = [replace(part, linears=change(part)) if isinstance(part, Group) else part for part in self.parts]
+        return replace(self, parts=parts)
+
     def before(self, group: Group) -> list[str]:
         """The tensors that are computed before a group and read by it or after it."""
         start = self.parts.index(group)
@@ -202,8 +211,13 @@ def _split_attention(node: NodeProto, constants: Mapping[str, TensorProto]) -> t
     outputs = [f"{node.output[0]}/{name}" for name in ("query", "key", "value")]
     weights, parts = np.split(weight, 3, axis=1), np.split(bias, 3)
     group = Group(node.input[0], [Linear(*fields) for fields in zip(outputs, weights, parts, strict=True)])
-    heads = next(attribute.i for attribute in node.attribute if attribute.name == "num_heads")
+    heads = heads_of(node)
     return group, helper.make_node("MultiHeadAttention", outputs, [node.output[0]], domain=MICROSOFT, num_heads=heads)
+
+
+def heads_of(attention: NodeProto) -> int:
+    """How many heads an attention has."""
+    return int(helper.get_node_attr_value(attention, "num_heads"))
 
 
 def _linear(node: NodeProto, add: NodeProto, constants: Mapping[str, TensorProto], value: str | None) -> Group:

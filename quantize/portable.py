@@ -40,7 +40,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from quantize.fusion import MICROSOFT, Graph, Group, Linear, inputs_of
+from quantize.fusion import MICROSOFT, Graph, Group, Linear, heads_of, inputs_of
 from quantize.writer import Writer
 
 TEXTS = "portable/tokens_texts"
@@ -112,36 +112,29 @@ def _residuals(graph: Graph) -> dict[str, _Residual]:
 def _head_shapes(graph: Graph) -> dict[str, tuple[int, int]]:
     """By attention's output, heads and channels of a head."""
     widths = {linear.output: len(linear.bias) for linear in graph.linears}
-    found = {}
-    for node in graph.nodes:
-        if node.op_type == "MultiHeadAttention":
-            heads = int(_attribute(node, "num_heads", 1))
-            found[node.output[0]] = heads, widths[node.input[0]] // heads
-    return found
+    return {node.output[0]: (heads_of(node), widths[node.input[0]] // heads_of(node)) for node in graph.attentions}
 
 
 def _with_means(graph: Graph, residuals: Collection[_Residual], shapes: Mapping[str, tuple[int, int]]) -> Graph:
     """A graph with the tensors `residual.mean`, where what is added has no mean, and with ones between values."""
     added = {residual.added for residual in residuals}
     missing = {residual.stream: residual.mean for residual in residuals}
-    values = {node.input[2]: shapes[node.output[0]][1] for node in graph.nodes if node.output[0] in shapes}
-    parts: list[NodeProto | Group] = []
-    for part in graph.parts:
-        if not isinstance(part, Group):
-            parts.append(part)
-            continue
+    values = {node.input[2]: shapes[node.output[0]][1] for node in graph.attentions}
+
+    def change(group: Group) -> list[Linear]:
         linears = []
-        for linear in part.linears:
+        for linear in group.linears:
             if linear.output in added:
                 weight = linear.weight - linear.weight.mean(axis=1, keepdims=True)
                 linear = replace(linear, weight=weight, bias=linear.bias - linear.bias.mean())
             linears.append(replace(linear, ones_after=values.get(linear.output, 0)))
-        if part.input in missing:
-            size = len(part.weight)
+        if group.input in missing:
+            size = len(group.weight)
             mean = np.full((size, 1), 1 / size, np.float32)
-            linears.append(Linear(missing.pop(part.input), mean, np.zeros(1, np.float32)))
-        parts.append(replace(part, linears=linears))
-    return replace(graph, parts=parts)
+            linears.append(Linear(missing.pop(group.input), mean, np.zeros(1, np.float32)))
+        return linears
+
+    return graph.with_linears(change)
 
 
 def _end_of_embeddings(graph: Graph) -> tuple[str, int]:

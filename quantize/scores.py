@@ -23,7 +23,7 @@ import numpy.typing as npt
 from onnx import NodeProto
 
 from quantize.calibration import Feeds, outputs
-from quantize.fusion import Graph, Group
+from quantize.fusion import Graph, heads_of
 
 Array = npt.NDArray[np.float32]
 
@@ -35,8 +35,8 @@ ROUNDS = 50
 
 def with_calm_scores(graph: Graph, feeds: Feeds) -> tuple[Graph, list[str]]:
     """An equal graph with shifted keys, and the outputs of the attentions that can do without each row's highest."""
-    attentions = [node for node in graph.nodes if node.op_type == "MultiHeadAttention"]
-    extremes = {node.output[0]: np.zeros(_heads(node)) for node in attentions}
+    attentions = graph.attentions
+    extremes = {node.output[0]: np.zeros(heads_of(node)) for node in attentions}
     names = [name for node in attentions for name in node.input[:2]]
     for values in outputs(graph.model({}, names), names, feeds):
         for node in attentions:
@@ -77,13 +77,9 @@ def chebyshev(inputs: Array, targets: Array) -> npt.NDArray[np.float64]:
     return best
 
 
-def _heads(node: NodeProto) -> int:
-    return int(next(attribute.i for attribute in node.attribute if attribute.name == "num_heads"))
-
-
 def _queries_and_highest(node: NodeProto, values: Mapping[str, Array]) -> tuple[Array, Array]:
     """Of one run: queries / sqrt(d) of shape (heads, rows, d), and the highest score of each, shape (heads, rows)."""
-    heads = _heads(node)
+    heads = heads_of(node)
     query, key = (
         values[name].reshape(*values[name].shape[:2], heads, -1).transpose(0, 2, 1, 3) for name in node.input[:2]
     )
@@ -97,7 +93,7 @@ def _key_shift(graph: Graph, node: NodeProto, loud: npt.NDArray[np.intp], feeds:
     names = list(node.input[:2])
     runs = [_queries_and_highest(node, values) for values in outputs(graph.model({}, names), names, feeds)]
     queries, highest = (np.concatenate([each[loud] for each in of_runs], axis=1) for of_runs in zip(*runs, strict=True))
-    shift, left = np.zeros((_heads(node), queries.shape[-1]), np.float32), 0.0
+    shift, left = np.zeros((heads_of(node), queries.shape[-1]), np.float32), 0.0
     for place, head in enumerate(loud):
         shift[head] = chebyshev(queries[place], highest[place])
         left = max(left, float(np.abs(highest[place] - queries[place] @ shift[head]).max()))
@@ -105,12 +101,8 @@ def _key_shift(graph: Graph, node: NodeProto, loud: npt.NDArray[np.intp], feeds:
 
 
 def _with_shifted_keys(graph: Graph, key: str, shift: Array) -> Graph:
-    parts: list[NodeProto | Group] = []
-    for part in graph.parts:
-        if isinstance(part, Group):
-            linears = [
-                replace(linear, bias=linear.bias - shift) if linear.output == key else linear for linear in part.linears
-            ]
-            part = replace(part, linears=linears)
-        parts.append(part)
-    return replace(graph, parts=parts)
+    return graph.with_linears(
+        lambda group: [
+            replace(linear, bias=linear.bias - shift) if linear.output == key else linear for linear in group.linears
+        ]
+    )
