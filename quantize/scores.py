@@ -61,19 +61,18 @@ def chebyshev(inputs: Array, targets: Array) -> npt.NDArray[np.float64]:
     [2.0]
     """
     x, y = inputs.astype(np.float64), targets.astype(np.float64)
-    weights = np.full(len(x), 1 / len(x))
-    ridge = 1e-12 * np.eye(x.shape[1])
+    weights = np.ones(len(x))
     best, least = np.zeros(x.shape[1]), np.inf
     for _ in range(ROUNDS):
-        weighted = x * weights[:, None]
-        found = np.linalg.solve(weighted.T @ x + ridge, weighted.T @ y)
+        root = np.sqrt(weights)
+        found = np.linalg.lstsq(x * root[:, None], y * root, rcond=None)[0].astype(np.float64)
         errors = np.abs(y - x @ found)
         if errors.max() < least:
             best, least = found, errors.max()
         weights = weights * errors
         if not weights.any():
             break
-        weights /= weights.sum()
+        weights /= weights.max()
     return best
 
 
