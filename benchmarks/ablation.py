@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ def run(model_folder: Path, corpora: Sequence[Corpus], pairs: Sequence[Pairs], a
             embedder = _quantized(open_artifact(model_folder), VARIANTS[variant], Path(workdir))
             for name, each in texts.items():
                 parity = compare(embedder.embed(each).vectors, reference[name], batch_difference=0.0)
-                rows.append({"variant": variant, "set": name, **asdict(parity)})
+                rows.append({"variant": variant, "set": name, **parity._asdict()})
         advance()
     return Result.new("ablation", model_folder, {"sets": {name: len(each) for name, each in texts.items()}}, rows)
 
@@ -98,10 +98,10 @@ def _quantized(artifact: Artifact, variant: Variant, workdir: Path) -> Embedder:
         lines = [line for line in OWN_TEXTS.read_text("utf-8").split("\n") if line]
         kept = [line for line in lines if json.loads(line)["kind"] in ("query", "question", "sentence", "passage")]
         texts.write_text("\n".join(kept), "utf-8")
-    calibration = Calibration(artifact.tokenizer, artifact.manifest.max_tokens, texts, variant.vocabulary)
+    calibration = Calibration(Path(artifact.tokenizer), artifact.manifest.max_tokens, texts, variant.vocabulary)
     for name in artifact.manifest.files:
-        (workdir / name).symlink_to((artifact.folder / name).absolute())
+        (workdir / name).symlink_to(Path(artifact.folder, name).absolute())
     int8 = workdir / MODEL_FILES["int8"]
     int8.unlink()
-    variant.recipe.apply(artifact.model("fp32"), int8, calibration.token_ids()[0], lambda done, total: None)
-    return Embedder.from_artifact(Artifact(workdir, artifact.manifest))
+    variant.recipe.apply(Path(artifact.model("fp32")), int8, calibration.token_ids()[0], lambda done, total: None)
+    return Embedder.from_artifact(Artifact(str(workdir), artifact.manifest))

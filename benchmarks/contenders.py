@@ -55,14 +55,14 @@ def _load_ours(precision: str) -> Callable[[Path, Path, int], Encode]:
 
 
 def _weights_of_ours(precision: str) -> Callable[[Path, Path], Path]:
-    return lambda model_folder, source: open_artifact(model_folder).model(precision)
+    return lambda model_folder, source: Path(open_artifact(model_folder).model(precision))
 
 
 def _load_dynamic(per_channel: bool) -> Callable[[Path, Path, int], Encode]:
     def load(model_folder: Path, source: Path, threads: int) -> Encode:
         artifact = open_artifact(model_folder)
         model = dynamic_file(model_folder, per_channel)
-        return PaddedEncoder(model, artifact.tokenizer, artifact.manifest.max_tokens, threads)
+        return PaddedEncoder(model, Path(artifact.tokenizer), artifact.manifest.max_tokens, threads)
 
     return load
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,7 @@ def _compare(
         found = vectors[worker.name]
         alone = np.concatenate([worker.embed([texts[index]]) for index in sample])
         parity = compare(found, vectors[REFERENCE], float(np.abs(alone - found[sample]).max()))
-        rows.append({"contender": worker.name, "set": name, **asdict(parity)})
+        rows.append({"contender": worker.name, "set": name, **parity._asdict()})
     return rows, vectors
 
 

@@ -38,7 +38,7 @@ class Result:
             benchmark=benchmark,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             machine=describe_machine(),
-            manifest_sha256=sha256(open_artifact(model_folder).folder / MANIFEST),
+            manifest_sha256=sha256(Path(open_artifact(model_folder).folder, MANIFEST)),
             parameters=parameters,
             rows=list(rows),
         )

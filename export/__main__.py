@@ -58,7 +58,7 @@ def build(arguments: argparse.Namespace) -> None:
         parities: dict[str, Parity] = {}
         with steps.step("compare the artifact's vectors with them") as advance:
             for precision in draft.precisions:
-                artifact = Artifact(built, draft)
+                artifact = Artifact(str(built), draft)
                 parities[precision] = verify(artifact, precision, VERIFICATION_TEXTS, reference, advance)
         manifest = verified(draft, parities)
         with steps.step(f"install version {manifest.version} in {model_folder}"):

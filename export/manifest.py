@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -51,13 +50,13 @@ def describe(source: Source, built: Path, dimensions: int, recipe: str) -> Manif
         files=files,
         tools={tool: version_of(tool) for tool in TOOLS},
     )
-    return replace(manifest, version=_name(manifest))
+    return manifest._replace(version=_name(manifest))
 
 
 def verified(draft: Manifest, parities: Mapping[str, Parity]) -> Manifest:
     """The manifest with the parity figures of each precision."""
-    precisions = {name: replace(entry, parity=parities[name]) for name, entry in draft.precisions.items()}
-    return replace(draft, precisions=precisions)
+    precisions = {name: entry._replace(parity=parities[name]) for name, entry in draft.precisions.items()}
+    return draft._replace(precisions=precisions)
 
 
 def summary(manifest: Manifest) -> Table:
@@ -87,7 +86,7 @@ def _name(manifest: Manifest) -> str:
             name: [precision.file, precision.recipe, precision.batch_independent, precision.optimized]
             for name, precision in manifest.precisions.items()
         },
-        "files": {name: asdict(entry) for name, entry in manifest.files.items()},
+        "files": {name: entry._asdict() for name, entry in manifest.files.items()},
     }
     digest = hashlib.sha256(orjson.dumps(decisive, option=orjson.OPT_SORT_KEYS)).hexdigest()
     return f"{manifest.revision[:8]}-{digest[:8]}"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from handler.artifact import Manifest
 from handler.embedder import Embeddings
@@ -16,8 +15,7 @@ BYTES_PER_NUMBER = 14
 """Upper estimate for one component as shortest float32 decimal with its comma; measured vectors take 12 to 13."""
 
 
-@dataclass(frozen=True)
-class EmbedRequest:
+class EmbedRequest(NamedTuple):
     """`{"text": "..."}` or `{"texts": ["...", ...]}`."""
 
     texts: list[str]

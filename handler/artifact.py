@@ -6,16 +6,15 @@
 
 `current` is a file and not a link, so that it survives zip archives and S3, and so that a reader that has
 read it once stays with one version while another one is switched on.
+
+Paths are strings and records named tuples: pathlib and dataclasses would add 5 % to a cold start. Annotations are
+evaluated, not strings, since the manifest is checked against them.
 """
 
-from __future__ import annotations
-
 import os
-import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
-from typing import Any
+from os.path import join
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -28,8 +27,6 @@ WEIGHTS_SUFFIX = "_data"
 """What the name of a file of weights has after the name of the ONNX file that maps it, if there is one."""
 POOLINGS = ("mean", "cls")
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _REBUILD = "build and verify it again with: python -m export"
 
 
@@ -45,16 +42,14 @@ class ArtifactCorruptError(ArtifactError):
     """There is an artifact, but a part of it is missing, changed or contradicts the manifest."""
 
 
-@dataclass(frozen=True)
-class FileEntry:
+class FileEntry(NamedTuple):
     """Size in bytes and SHA-256 (lower-case hex) of one file of a version."""
 
     size: int
     sha256: str
 
 
-@dataclass(frozen=True)
-class Parity:
+class Parity(NamedTuple):
     """Distance of the artifact's vectors from the float32 sentence-transformers vectors of the same texts."""
 
     texts: int
@@ -66,8 +61,7 @@ class Parity:
     """Largest change of a component when the text is embedded together with others instead of alone."""
 
 
-@dataclass(frozen=True)
-class Precision:
+class Precision(NamedTuple):
     """One ONNX file of a version."""
 
     file: str
@@ -80,8 +74,7 @@ class Precision:
     parity: Parity
 
 
-@dataclass(frozen=True)
-class Manifest:
+class Manifest(NamedTuple):
     """Everything a reader needs to know of a version. Stored as `manifest.json`."""
 
     format_version: int
@@ -101,21 +94,21 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """The bytes of `manifest.json`."""
-        return orjson.dumps(asdict(self), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
+        return orjson.dumps(_plain(self), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
-@dataclass(frozen=True)
-class Artifact:
+class Artifact(NamedTuple):
     """A version's folder whose manifest has been read and whose files have the sizes it states."""
 
-    folder: Path
+    folder: str
     manifest: Manifest
 
     @property
-    def tokenizer(self) -> Path:
-        return self.folder / TOKENIZER
+    def tokenizer(self) -> str:
+        """Path of the tokenizer."""
+        return join(self.folder, TOKENIZER)
 
-    def model(self, precision: str) -> Path:
+    def model(self, precision: str) -> str:
         """Path of the ONNX file of a precision.
 
         Raises ArtifactNotFoundError if this version does not have it.
@@ -126,7 +119,7 @@ class Artifact:
                 f"{self.folder} has no precision {precision!r}, only {has}: set MODEL_PRECISION to one of these "
                 f"or build it with: python -m export --precision {has.replace(' ', '')},{precision}"
             )
-        return self.folder / self.manifest.precisions[precision].file
+        return join(self.folder, self.manifest.precisions[precision].file)
 
     def check_digests(self) -> None:
         """Read every file and compare its SHA-256 with the manifest.
@@ -134,18 +127,17 @@ class Artifact:
         Raises ArtifactCorruptError for the first file that differs.
         """
         for name, entry in self.manifest.files.items():
-            found = sha256(self.folder / name)
+            path = join(self.folder, name)
+            found = sha256(path)
             if found != entry.sha256:
-                raise ArtifactCorruptError(
-                    f"{self.folder / name} has SHA-256 {found}, the manifest says {entry.sha256}: {_REBUILD}"
-                )
+                raise ArtifactCorruptError(f"{path} has SHA-256 {found}, the manifest says {entry.sha256}: {_REBUILD}")
 
 
-def sha256(path: Path) -> str:
+def sha256(path: str | os.PathLike[str]) -> str:
     """SHA-256 of a file in lower-case hex."""
     import hashlib  # not at the top: it loads OpenSSL, and a cold start checks sizes only
 
-    with path.open("rb") as file:
+    with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -155,38 +147,43 @@ def open_artifact(folder: str | os.PathLike[str]) -> Artifact:
     `folder` is `.../all-MiniLM-L6-v2` or `.../all-MiniLM-L6-v2/<version>`.
     Raises ArtifactNotFoundError or ArtifactCorruptError.
     """
-    path = Path(folder)
-    if os.path.isfile(path / MANIFEST):  # noqa: PTH113  Path.is_file raises where this says False
+    path = os.fspath(folder)
+    if os.path.isfile(join(path, MANIFEST)):
         manifest = _read_manifest(path)
     else:
-        path = path / _current_version(path)
+        version = _current_version(path)
+        path = join(path, version)
         manifest = _read_manifest(path)
-        if manifest.version != path.name:
-            raise ArtifactCorruptError(f"{path / MANIFEST} is of another version, {manifest.version}: {_REBUILD}")
+        if manifest.version != version:
+            raise ArtifactCorruptError(f"{join(path, MANIFEST)} is of another version, {manifest.version}: {_REBUILD}")
     for name, entry in manifest.files.items():
-        _check_size(path / name, entry.size)
+        _check_size(join(path, name), entry.size)
     return Artifact(path, manifest)
 
 
-def _current_version(model_folder: Path) -> str:
+def _current_version(model_folder: str) -> str:
+    path = join(model_folder, CURRENT)
     try:
-        name = (model_folder / CURRENT).read_text("utf-8").strip()
+        with open(path, encoding="utf-8") as file:
+            name = file.read().strip()
     except (FileNotFoundError, NotADirectoryError):
+        parent = os.path.dirname(model_folder.rstrip(os.sep)) or os.curdir
         raise ArtifactNotFoundError(
-            f"no model in {model_folder}: fill it with: python -m export --output {model_folder.parent} "
+            f"no model in {model_folder}: fill it with: python -m export --output {parent} "
             f"(or set MODEL_CACHE_DIR and MODEL_NAME to a folder that has one)"
         ) from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ArtifactCorruptError(f"cannot read {model_folder / CURRENT}: {error}: {_REBUILD}") from error
-    if not _NAME.fullmatch(name):
-        raise ArtifactCorruptError(f"{model_folder / CURRENT} holds {name[:80]!r}, not a version's name: {_REBUILD}")
+        raise ArtifactCorruptError(f"cannot read {path}: {error}: {_REBUILD}") from error
+    if not _is_name(name):
+        raise ArtifactCorruptError(f"{path} holds {name[:80]!r}, not a version's name: {_REBUILD}")
     return name
 
 
-def _read_manifest(folder: Path) -> Manifest:
-    path = folder / MANIFEST
+def _read_manifest(folder: str) -> Manifest:
+    path = join(folder, MANIFEST)
     try:
-        data = orjson.loads(path.read_bytes())
+        with open(path, "rb") as file:
+            data = orjson.loads(file.read())
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactNotFoundError(f"{path} does not exist: {_REBUILD}") from None
     except OSError as error:
@@ -199,9 +196,9 @@ def _read_manifest(folder: Path) -> Manifest:
         raise ArtifactCorruptError(f"{path}: {error}: {_REBUILD}") from error
 
 
-def _check_size(path: Path, size: int) -> None:
+def _check_size(path: str, size: int) -> None:
     try:
-        found = path.stat().st_size
+        found = os.stat(path).st_size
     except OSError as error:
         raise ArtifactCorruptError(f"cannot read {path}: {error.strerror}: {_REBUILD}") from error
     if found != size:
@@ -239,19 +236,19 @@ def _precision(name: str, data: Any) -> Precision:
     return Precision(**{**values, "parity": Parity(**_fields_of(Parity, data["parity"], f"{where}.parity"))})
 
 
-_JSON_TYPES: Mapping[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "str": (str,),
-    "str | None": (str, type(None)),
-    "bool": (bool,),
+_JSON_TYPES: Mapping[object, tuple[type, ...]] = {
+    int: (int,),
+    float: (int, float),
+    str: (str,),
+    str | None: (str, type(None)),
+    bool: (bool,),
 }
 
 
 def _fields_of(schema: type, data: Any, where: str) -> dict[str, Any]:
-    """The object's values, with exactly the fields of a dataclass and of their JSON types."""
+    """The object's values, with exactly the fields of a named tuple and of their JSON types."""
     values = _object(data, where)
-    known = {field.name: str(field.type) for field in fields(schema)}
+    known = schema.__annotations__
     for name in [*known, *values]:
         if name not in values:
             raise ValueError(f"{where}.{name} is missing")
@@ -260,7 +257,8 @@ def _fields_of(schema: type, data: Any, where: str) -> dict[str, Any]:
     for name, declared in known.items():
         expected = _JSON_TYPES.get(declared, (dict,))
         if not isinstance(values[name], expected) or (type(values[name]) is bool and bool not in expected):
-            raise ValueError(f"{where}.{name} is {values[name]!r}, not of type {declared}")
+            names = " or ".join(each.__name__ for each in expected)
+            raise ValueError(f"{where}.{name} is {values[name]!r}, not of type {names}")
     return values
 
 
@@ -271,7 +269,7 @@ def _object(data: Any, where: str) -> dict[str, Any]:
 
 
 def _check_values(manifest: Manifest) -> None:
-    if not _NAME.fullmatch(manifest.version):
+    if not _is_name(manifest.version):
         raise ValueError(f"manifest.version {manifest.version!r} is not a file name")
     for field in ("dimensions", "max_tokens"):
         if getattr(manifest, field) < 1:
@@ -290,9 +288,24 @@ def _check_values(manifest: Manifest) -> None:
 
 
 def _check_entry(name: str, entry: FileEntry) -> None:
-    if not _NAME.fullmatch(name):
+    if not _is_name(name):
         raise ValueError(f"files.{name} is not a plain file name")
     if entry.size < 0:
         raise ValueError(f"files.{name}.size is {entry.size}, not at least 0")
-    if not _SHA256.fullmatch(entry.sha256):
+    if len(entry.sha256) != 64 or set(entry.sha256) - set("0123456789abcdef"):
         raise ValueError(f"files.{name}.sha256 is {entry.sha256!r}, not 64 hex digits")
+
+
+def _is_name(text: str) -> bool:
+    """Letters, digits, and inside also dots, dashes and underscores, of ASCII: safe as a file name everywhere."""
+    return text[:1].isalnum() and text.isascii() and text.translate(_INSIDE_NAMES).isalnum()
+
+
+_INSIDE_NAMES = str.maketrans("._-", "000")
+
+
+def _plain(value: Any) -> Any:
+    """Named tuples inside as the dicts that JSON knows."""
+    if hasattr(value, "_asdict"):
+        value = value._asdict()
+    return {key: _plain(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value

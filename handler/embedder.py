@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 # onnxruntime's wheels report usage from a thread of their own and keep a database under $HOME unless told not to.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -39,8 +38,7 @@ _SLOW_FUSIONS = ["SkipLayerNormFusion", "BiasSkipLayerNormFusion"]
 """Fusions whose CPU kernel is slower than the Add and LayerNormalization that it replaces."""
 
 
-@dataclass(frozen=True)
-class Embeddings:
+class Embeddings(NamedTuple):
     """What `Embedder.embed` returns; row i belongs to text i."""
 
     vectors: Vectors
@@ -89,7 +87,7 @@ class Embedder:
             raise ValueError(f"threads is {threads}, not at least 1")
         try:
             tokenizer = _load_tokenizer(artifact)
-            session = _load_session(str(model), artifact.manifest.precisions[precision].optimized)
+            session = _load_session(model, artifact.manifest.precisions[precision].optimized)
         except Exception as error:  # both libraries raise plain Exceptions for any unreadable file
             raise ArtifactCorruptError(
                 f"cannot load {artifact.folder}: {error}: build it again with: python -m export"
@@ -169,7 +167,7 @@ def default_threads() -> int:
 
 
 def _load_tokenizer(artifact: Artifact) -> Tokenizer:
-    tokenizer = Tokenizer.from_file(str(artifact.tokenizer))
+    tokenizer = Tokenizer.from_file(artifact.tokenizer)
     # The published tokenizer.json cuts at 128 tokens and pads to 128; the model's own maximum counts.
     tokenizer.enable_truncation(artifact.manifest.max_tokens)
     tokenizer.no_padding()

@@ -9,19 +9,15 @@ Any other event is a direct invocation: the event itself is what the body of a P
 
 from __future__ import annotations
 
-import base64
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import orjson
 
 from handler.errors import InvalidRequestError
 
 
-@dataclass(frozen=True)
-class HttpRequest:
+class HttpRequest(NamedTuple):
     """An HTTP request as a Function URL or API Gateway passes it on."""
 
     method: str
@@ -38,6 +34,8 @@ class HttpRequest:
             raise InvalidRequestError('the request has no body: send JSON like {"text": "..."}')
         if not self.base64_encoded:
             return _decode_json(self.body)
+        import base64  # here and below: what few requests need, a cold start should not load
+
         try:
             return _decode_json(base64.b64decode(self.body, validate=True))
         except ValueError as error:
@@ -88,6 +86,8 @@ def _decode_json(body: str | bytes) -> Any:
         # the standard library reads them, and the embedder treats them as U+FFFD.
         if "surrogate" not in str(error):
             raise InvalidRequestError(f"the body is not valid JSON: {error}") from error
+    import json
+
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:

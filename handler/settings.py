@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 
 class ConfigurationError(Exception):
     """An environment variable has a value that cannot be used; the message names both and the remedy."""
 
 
-@dataclass(frozen=True)
-class Settings:
+class Settings(NamedTuple):
     """What the environment says."""
 
-    model_folder: Path
+    model_folder: str
     """MODEL_CACHE_DIR / MODEL_NAME."""
     precision: str
     """MODEL_PRECISION."""
@@ -26,8 +24,9 @@ class Settings:
     def from_environment(cls) -> Settings:
         """Raises ConfigurationError."""
         return cls(
-            model_folder=Path(os.environ.get("MODEL_CACHE_DIR", "/mnt/ml-models"))
-            / os.environ.get("MODEL_NAME", "all-MiniLM-L6-v2"),
+            model_folder=os.path.join(
+                os.environ.get("MODEL_CACHE_DIR", "/mnt/ml-models"), os.environ.get("MODEL_NAME", "all-MiniLM-L6-v2")
+            ),
             precision=os.environ.get("MODEL_PRECISION", "int8"),
             threads=_threads(os.environ.get("MODEL_THREADS", "")),
         )

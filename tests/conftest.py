@@ -10,7 +10,6 @@ import os
 import shutil
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -100,8 +99,8 @@ def copy_model(model_folder: Path, tmp_path: Path) -> Callable[[str], Path]:
         target = tmp_path / MODEL_NAME
         (target / version).mkdir(parents=True)
         for name in artifact.manifest.files:
-            shutil.copy2(artifact.folder / name, target / version / name)
-        (target / version / MANIFEST).write_bytes(replace(artifact.manifest, version=version).to_json())
+            shutil.copy2(Path(artifact.folder, name), target / version / name)
+        (target / version / MANIFEST).write_bytes(artifact.manifest._replace(version=version).to_json())
         (target / "current").write_text(version + "\n")
         return target
 

@@ -20,7 +20,7 @@ from handler.embedder import Embedder
 
 @pytest.fixture(scope="module")
 def manifest(model_folder: Path) -> dict[str, Any]:
-    return json.loads((open_artifact(model_folder).folder / MANIFEST).read_bytes())
+    return json.loads(Path(open_artifact(model_folder).folder, MANIFEST).read_bytes())
 
 
 def test_manifest_survives_a_round_trip(manifest: dict[str, Any]) -> None:
@@ -98,7 +98,7 @@ def test_missing_model_folder_names_folder_and_command(tmp_path: Path) -> None:
 
 
 def test_version_folder_can_be_opened_itself(model_folder: Path) -> None:
-    version = open_artifact(model_folder).folder
+    version = Path(open_artifact(model_folder).folder)
     assert open_artifact(version) == open_artifact(model_folder)
 
 

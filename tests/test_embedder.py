@@ -3,7 +3,6 @@
 import random
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,14 +63,13 @@ def test_a_dynamic_recipe_is_embedded_one_text_at_a_time(copy_model: Callable[[s
     """Its activation scales are taken over a whole run, which must then hold no other text."""
     version = copy_model("v1") / "v1"
     artifact = open_artifact(version)
-    quantize(artifact.model("fp32"), artifact.model("int8"), "avx512_vnni")
-    entry = FileEntry(artifact.model("int8").stat().st_size, sha256(artifact.model("int8")))
-    dynamic = replace(
-        artifact.manifest.precisions["int8"], recipe="avx512_vnni", batch_independent=False, optimized=False
+    int8 = version / "model_int8.onnx"
+    quantize(version / "model.onnx", int8, "avx512_vnni")
+    dynamic = artifact.manifest.precisions["int8"]._replace(
+        recipe="avx512_vnni", batch_independent=False, optimized=False
     )
-    manifest = replace(
-        artifact.manifest,
-        files={**artifact.manifest.files, "model_int8.onnx": entry},
+    manifest = artifact.manifest._replace(
+        files={**artifact.manifest.files, int8.name: FileEntry(int8.stat().st_size, sha256(int8))},
         precisions={**artifact.manifest.precisions, "int8": dynamic},
     )
     (version / MANIFEST).write_bytes(manifest.to_json())
@@ -80,7 +78,7 @@ def test_a_dynamic_recipe_is_embedded_one_text_at_a_time(copy_model: Callable[[s
     together = embedder.embed(batch).vectors
     alone = np.concatenate([embedder.embed([text]).vectors for text in batch])
     np.testing.assert_array_equal(together, alone)
-    unsafe = replace(manifest, precisions={"int8": replace(dynamic, batch_independent=True)})
+    unsafe = manifest._replace(precisions={"int8": dynamic._replace(batch_independent=True)})
     (version / MANIFEST).write_bytes(unsafe.to_json())
     assert np.abs(Embedder.load(version).embed(batch).vectors - alone).max() > 1e-3
 

@@ -120,7 +120,7 @@ def exact(workdir: Path) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def results(workdir: Path, exact: dict[str, np.ndarray], model_folder: Path) -> Callable[[str], Results]:
     """What the program computed on a CPU. It runs once on each; the test is skipped where it cannot."""
-    version = open_artifact(model_folder).folder  # one for all, even if another is put into use meanwhile
+    version = Path(open_artifact(model_folder).folder)  # one for all, even if another is put into use meanwhile
 
     @functools.cache
     def compute(cpu: str) -> Results:

@@ -43,7 +43,7 @@ from quantize.static import StaticRecipe
 
 @pytest.fixture(scope="module")
 def float32_file(model_folder: Path) -> Path:
-    return open_artifact(model_folder).model("fp32")
+    return Path(open_artifact(model_folder).model("fp32"))
 
 
 def weights(path: Path) -> dict[str, np.ndarray]:
@@ -69,10 +69,10 @@ def test_dynamic_recipes_quantize_every_linear_per_channel(recipe: str, float32_
 
 
 def test_the_same_input_gives_the_same_file(float32_file: Path, tmp_path: Path, model_folder: Path) -> None:
-    calibration = Calibration(open_artifact(model_folder).tokenizer, max_tokens=256)
+    calibration = Calibration(Path(open_artifact(model_folder).tokenizer), max_tokens=256)
     done: list[tuple[int, int]] = []
     report = quantize(float32_file, tmp_path / "int8.onnx", "static", calibration, lambda *step: done.append(step))
-    built = open_artifact(model_folder).model("int8")
+    built = Path(open_artifact(model_folder).model("int8"))
     assert onnx.load(tmp_path / "int8.onnx").graph.node == onnx.load(built).graph.node
     found, expected = weights(tmp_path / "int8.onnx"), weights(built)
     assert list(found) == list(expected)
@@ -92,7 +92,7 @@ def largest_pair_sum(weight: np.ndarray) -> int:
 
 
 def test_static_graph_is_the_one_that_is_fast_and_portable(model_folder: Path) -> None:
-    model = onnx.load(open_artifact(model_folder).model("int8"))
+    model = onnx.load(Path(open_artifact(model_folder).model("int8")))
     assert [value.name for value in model.graph.input] == ["input_ids", "token_type_ids"]
     operators = Counter(node.op_type for node in model.graph.node)
     assert {name: operators[name] for name in ("MatMulIntegerToFloat", "QuantizeLinear", "FusedMatMul", "Gelu")} == {
@@ -116,14 +116,14 @@ def test_static_graph_is_the_one_that_is_fast_and_portable(model_folder: Path) -
             np.testing.assert_array_equal(product_scale, few_bits(product_scale, 4))
         elif node.op_type == "MatMul":
             assert node.input[1] in tensors  # a product with one column that is not constant depends on the CPU
-    stored = open_artifact(model_folder).model("int8")
+    stored = Path(open_artifact(model_folder).model("int8"))
     weights_file = stored.with_name(stored.name + WEIGHTS_SUFFIX)
     assert stored.stat().st_size + weights_file.stat().st_size <= 25_000_000
 
 
 @pytest.mark.parametrize("calm", [False, True])
 def test_portable_operators_change_nothing_but_rounding(calm: bool, float32_file: Path, model_folder: Path) -> None:
-    ids = Calibration(open_artifact(model_folder).tokenizer, 256).token_ids()[0]
+    ids = Calibration(Path(open_artifact(model_folder).tokenizer), 256).token_ids()[0]
     graph = fuse(float32_file)
     attentions = [node.output[0] for node in graph.attentions]
     same = portable(graph, calm=attentions if calm else ())
@@ -141,7 +141,7 @@ def test_portable_operators_change_nothing_but_rounding(calm: bool, float32_file
 
 def test_keys_are_shifted_where_scores_go_beyond_exp(float32_file: Path, model_folder: Path) -> None:
     """In the third head of the first layer they reach 74; exp of float32 overflows at 88."""
-    ids = Calibration(open_artifact(model_folder).tokenizer, 256).token_ids()[0][::8]
+    ids = Calibration(Path(open_artifact(model_folder).tokenizer), 256).token_ids()[0][::8]
     graph = fuse(float32_file)
     attentions = graph.attentions
     feeds = feeds_of(ids)
@@ -163,7 +163,7 @@ def test_keys_are_shifted_where_scores_go_beyond_exp(float32_file: Path, model_f
 
 
 def test_attention_subtracts_the_highest_score_where_no_shift_will_do(float32_file: Path, model_folder: Path) -> None:
-    ids = Calibration(open_artifact(model_folder).tokenizer, 256).token_ids()[0][::40]
+    ids = Calibration(Path(open_artifact(model_folder).tokenizer), 256).token_ids()[0][::40]
     graph = fuse(float32_file)
     attentions = graph.attentions
     loud = attentions[3]
@@ -217,7 +217,7 @@ def test_unusable_calibration_is_named(
     float32_file: Path, tmp_path: Path, model_folder: Path, name: str, content: str, message: str
 ) -> None:
     (tmp_path / name).write_text(content)
-    calibration = Calibration(open_artifact(model_folder).tokenizer, 256, tmp_path / name)
+    calibration = Calibration(Path(open_artifact(model_folder).tokenizer), 256, tmp_path / name)
     with pytest.raises(QuantizationError, match=message):
         quantize(float32_file, tmp_path / "out.onnx", "static", calibration)
     with pytest.raises(QuantizationError, match=r"cannot read the tokenizer .*missing.json"):
@@ -244,7 +244,7 @@ def test_the_whole_vocabulary_is_calibrated_with() -> None:
 
 
 def test_centring_changes_ranges_and_not_the_model(float32_file: Path, model_folder: Path) -> None:
-    feeds = feeds_of(Calibration(open_artifact(model_folder).tokenizer, 256).token_ids()[0][:40])
+    feeds = feeds_of(Calibration(Path(open_artifact(model_folder).tokenizer), 256).token_ids()[0][:40])
     graph = fuse(float32_file)
     names = list(centrable(graph))
     assert len(names) == 12  # after the embeddings and twice in each of six layers, but for the model's output
@@ -346,7 +346,7 @@ def test_another_encoder_of_the_family(activation: str, model_folder: Path, tmp_
     torch.manual_seed(0)
     sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 160}
     BertModel(BertConfig(**sizes, hidden_act=activation, initializer_range=0.2)).save_pretrained(tmp_path / "model")
-    shutil.copy(open_artifact(model_folder).tokenizer, tmp_path / "model" / "tokenizer.json")
+    shutil.copy(Path(open_artifact(model_folder).tokenizer), tmp_path / "model" / "tokenizer.json")
     to_onnx(tmp_path / "model", tmp_path / "model.onnx", tmp_path)
     calibration = Calibration(tmp_path / "model" / "tokenizer.json", 256, vocabulary=False)
     report = quantize(tmp_path / "model.onnx", tmp_path / "int8.onnx", "static", calibration)
@@ -374,7 +374,7 @@ def test_unknown_recipe(float32_file: Path, tmp_path: Path) -> None:
 
 def test_quantized_input_is_refused(model_folder: Path, tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match="is quantized already"):
-        quantize(open_artifact(model_folder).model("int8"), tmp_path / "out.onnx")
+        quantize(Path(open_artifact(model_folder).model("int8")), tmp_path / "out.onnx")
 
 
 @pytest.mark.parametrize(("content", "message"), [(b"\xff" * 99, "not an ONNX model"), (b"", "no MatMul to quantize")])
@@ -405,7 +405,7 @@ def test_a_result_below_the_bar_is_not_written(
     """Weights of five values reproduce nothing."""
     coarse = StaticRecipe(Settings(largest=2, largest_pair=4, damping=1e9))
     monkeypatch.setitem(RECIPES, "static", coarse)
-    calibration = Calibration(open_artifact(model_folder).tokenizer, 256, vocabulary=False)
+    calibration = Calibration(Path(open_artifact(model_folder).tokenizer), 256, vocabulary=False)
     target = tmp_path / "out.onnx"
     with pytest.raises(QuantizationError) as caught:
         quantize(float32_file, target, "static", calibration)
@@ -423,7 +423,7 @@ def test_a_result_below_the_bar_is_not_written(
 def test_command_line(float32_file: Path, model_folder: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "quantize"]
     shutil.copy(float32_file, tmp_path / "in.onnx")
-    shutil.copy(open_artifact(model_folder).tokenizer, tmp_path / "tokenizer.json")
+    shutil.copy(Path(open_artifact(model_folder).tokenizer), tmp_path / "tokenizer.json")
     arguments = [str(tmp_path / "in.onnx"), str(tmp_path / "out.onnx"), "--recipe", "avx2"]
     ran = subprocess.run([*command, *arguments], capture_output=True, text=True, check=True)
     assert (
