@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 # onnxruntime's wheels report usage from a thread of their own and keep a database under $HOME unless told not to.
@@ -66,6 +66,7 @@ class Embedder:
         self._tokenizer = tokenizer
         self._session = session
         self._inputs = [node.name for node in session.get_inputs()]
+        self._outputs = [node.name for node in session.get_outputs()]
         self._group_texts = manifest.precisions[precision].batch_independent
 
     @classmethod
@@ -107,7 +108,7 @@ class Embedder:
         encodings: list[Encoding] = self._tokenizer.encode_batch_fast(
             [self._shorten(_well_formed(text)) for text in texts]
         )
-        lengths = [len(encoding.ids) for encoding in encodings]
+        lengths = [len(encoding) for encoding in encodings]
         vectors = np.empty((len(encodings), self.manifest.dimensions), np.float32)
 
         def embed_run(rows: list[int]) -> None:
@@ -130,12 +131,8 @@ class Embedder:
 
     def _embed_run(self, ids: npt.NDArray[np.int64]) -> Vectors:
         """Token ids of shape (batch, length) to vectors of shape (batch, dimensions)."""
-        feeds = {
-            "input_ids": ids,
-            "attention_mask": np.ones_like(ids),
-            "token_type_ids": np.zeros_like(ids),
-        }
-        hidden = self._session.run(None, {name: feeds[name] for name in self._inputs})[0]
+        feeds = {name: _FEEDS[name](ids) for name in self._inputs}
+        hidden = self._session.run(self._outputs, feeds)[0]
         pooled = pool(hidden, self.manifest.pooling)
         return normalize(pooled) if self.manifest.normalize else pooled
 
@@ -146,14 +143,27 @@ def pool(hidden: Vectors, pooling: str) -> Vectors:
     `mean` averages over all tokens, special tokens included, as sentence-transformers' Pooling does; `cls` takes
     the first token.
     """
-    return hidden[:, 0] if pooling == "cls" else hidden.mean(axis=1)
+    if pooling == "cls":
+        return hidden[:, 0]
+    average: Vectors = np.add.reduce(hidden, axis=1) / np.float32(hidden.shape[1])
+    return average
 
 
 def normalize(vectors: Vectors) -> Vectors:
     """Divide each row by its Euclidean norm, at least 1e-12 (torch.nn.functional.normalize)."""
-    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    norms = np.sqrt(np.add.reduce(vectors * vectors, axis=1, keepdims=True))
     unit: Vectors = vectors / np.maximum(norms, np.float32(1e-12))
     return unit
+
+
+# After a run the caches hold the model and little of Python: of one short text's time each numpy function that is
+# itself written in Python (mean, linalg.norm) takes a percent or more. Hence ufuncs above.
+_FEEDS: Mapping[str, Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]] = {
+    "input_ids": lambda ids: ids,
+    "attention_mask": np.ones_like,
+    "token_type_ids": np.zeros_like,
+}
+"""Input of the model to what it is given for token ids of shape (batch, length)."""
 
 
 def default_threads() -> int:
