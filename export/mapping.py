@@ -17,14 +17,16 @@ SMALLEST = 1024
 
 
 def map_weights(model: Path) -> None:
-    """Move the weights of an ONNX file to `<name>_data` beside it, in the order of the file (onnx.proto, "external").
+    """Move the weights of an ONNX file to `<name>_data` beside it (onnx.proto, "external").
 
+    Tables of which a run needs a few rows come last, so that a reader from the start soon has what loading needs.
     The two files work from any folder, as long as they are in the same.
     """
     graph = onnx.load(model)
     weights = model.with_name(model.name + WEIGHTS_SUFFIX)
+    tables = {node.input[0] for node in graph.graph.node if node.op_type == "Gather"}
     with weights.open("wb") as file:
-        for tensor in graph.graph.initializer:
+        for tensor in sorted(graph.graph.initializer, key=lambda tensor: tensor.name in tables):
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))  # in raw_data
             raw = tensor.raw_data
             if len(raw) < SMALLEST:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from handler.artifact import Manifest
-from handler.embedder import Embeddings
 from handler.errors import InvalidRequestError, TooLargeError
+
+if TYPE_CHECKING:
+    from handler.artifact import Manifest
+    from handler.embedder import Embeddings
 
 MAX_BODY_BYTES = 6 * 1024 * 1024 - 4096
 """Lambda's limit for a buffered response (AWS Lambda Developer Guide, "Lambda quotas"), less what wraps the body."""

@@ -121,6 +121,15 @@ class Artifact(NamedTuple):
             )
         return join(self.folder, self.manifest.precisions[precision].file)
 
+    def weights(self, precision: str) -> str:
+        """Path of the file that holds the weights of a precision: a file of their own, or the ONNX file.
+
+        Raises ArtifactNotFoundError as `model` does.
+        """
+        path = self.model(precision)
+        own = self.manifest.precisions[precision].file + WEIGHTS_SUFFIX
+        return path + WEIGHTS_SUFFIX if own in self.manifest.files else path
+
     def check_digests(self) -> None:
         """Read every file and compare its SHA-256 with the manifest.
 

@@ -82,13 +82,13 @@ class Embedder:
     @classmethod
     def from_artifact(cls, artifact: Artifact, precision: str = "int8", threads: int | None = None) -> Embedder:
         """As `load`, of an artifact that is open."""
-        model = artifact.model(precision)
+        artifact.model(precision)  # raises what is not a fault of the files
         threads = default_threads() if threads is None else threads
         if threads < 1:
             raise ValueError(f"threads is {threads}, not at least 1")
         try:
-            tokenizer = _load_tokenizer(artifact)
-            session = _load_session(model, artifact.manifest.precisions[precision].optimized)
+            tokenizer = load_tokenizer(artifact)
+            session = load_session(artifact, precision)
         except Exception as error:  # both libraries raise plain Exceptions for any unreadable file
             raise ArtifactCorruptError(
                 f"cannot load {artifact.folder}: {error}: build it again with: python -m export"
@@ -151,7 +151,7 @@ def pool(hidden: Vectors, pooling: str) -> Vectors:
 
 def normalize(vectors: Vectors) -> Vectors:
     """Divide each row by its Euclidean norm, at least 1e-12 (torch.nn.functional.normalize)."""
-    norms = np.sqrt(np.add.reduce(vectors * vectors, axis=1, keepdims=True))
+    norms: Vectors = np.sqrt(np.add.reduce(vectors * vectors, axis=1, keepdims=True))
     unit: Vectors = vectors / np.maximum(norms, np.float32(1e-12))
     return unit
 
@@ -176,7 +176,8 @@ def default_threads() -> int:
     return os.cpu_count() or 1
 
 
-def _load_tokenizer(artifact: Artifact) -> Tokenizer:
+def load_tokenizer(artifact: Artifact) -> Tokenizer:
+    """The tokenizer, which cuts texts at the model's maximum and pads nothing. Raises what `tokenizers` raises."""
     tokenizer = Tokenizer.from_file(artifact.tokenizer)
     # The published tokenizer.json cuts at 128 tokens and pads to 128; the model's own maximum counts.
     tokenizer.enable_truncation(artifact.manifest.max_tokens)
@@ -184,9 +185,11 @@ def _load_tokenizer(artifact: Artifact) -> Tokenizer:
     return tokenizer
 
 
-def _load_session(model: str, optimized: bool) -> onnxruntime.InferenceSession:
+def load_session(artifact: Artifact, precision: str) -> onnxruntime.InferenceSession:
+    """A session of one thread. Raises ArtifactNotFoundError as `Artifact.model` does, and what onnxruntime raises."""
+    model = artifact.model(precision)
     options = onnxruntime.SessionOptions()
-    if optimized:
+    if artifact.manifest.precisions[precision].optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Operators are too short to be worth sharing out: a thread of its own for each run is much faster.
     options.intra_op_num_threads = 1
