@@ -1,0 +1,121 @@
+"""The package that Lambda runs, under the real runtime client, and how it reads its model."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import slow_files
+from benchmarks.runtime import start_function
+from export import ExportError
+from export.package import UNUSED, package
+from handler.embedder import Embedder
+from handler.readahead import read_ahead
+from tests.conftest import ROOT
+
+
+@pytest.fixture(scope="module")
+def package_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("package") / "function"
+    package(folder)
+    return folder
+
+
+def environment(model_cache: Path) -> dict[str, str]:
+    return {**os.environ, "MODEL_CACHE_DIR": str(model_cache), "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "1769"}
+
+
+def test_the_package_answers_under_the_runtime_client(package_folder: Path, model_cache: Path, int8: Embedder) -> None:
+    started = start_function(package_folder, {"text": "vitamin d"}, environment(model_cache))
+    vector = np.array(started.answer["embedding"], np.float32)
+    np.testing.assert_array_equal(vector, int8.embed(["vitamin d"]).vectors[0])
+    assert 0 < started.ready < started.answered
+    assert 30 < started.peak_memory_mb < 400
+
+
+def test_a_function_that_fails_is_reported(package_folder: Path, model_cache: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"the function gave no answer: .*unknown field"):
+        start_function(package_folder, {"txt": "vitamin d"}, environment(model_cache))
+
+
+def test_the_package_is_compiled_and_holds_nothing_unused(package_folder: Path) -> None:
+    assert not [path for pattern in UNUSED for path in package_folder.glob(pattern)]
+    sources = [path for path in package_folder.rglob("*.py") if path.parent != package_folder]
+    compiled = {path.parent.parent / path.name.split(".")[0] for path in package_folder.rglob("*.pyc")}
+    assert {path.with_suffix("") for path in sources} <= compiled
+    assert sum(path.stat().st_size for path in package_folder.rglob("*") if path.is_file()) < 125e6
+
+
+def test_wheels_that_cannot_be_had_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    with pytest.raises(ExportError, match=r"pip cannot install numpy==.*: ERROR: No matching distribution"):
+        package(tmp_path / "function")
+
+
+@pytest.mark.parametrize(("memory", "threads"), [("1769", 1), ("3538", 3)])
+def test_threads_follow_the_memory_size(model_cache: Path, memory: str, threads: int) -> None:
+    """One thread for one vCPU; for two, the tokenizer's two beside it, which sleep when there is nothing to do."""
+    code = "import os, handler.app as app; app.lambda_handler({'text': 'a'}, None); print(os.listdir('/proc/self/task'))"
+    if not Path("/proc/self/task").exists():
+        pytest.skip("/proc is missing: threads cannot be counted")
+    command = [sys.executable, "-c", code]
+    variables = {**environment(model_cache), "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": memory}
+    ran = subprocess.run(command, env=variables, capture_output=True, text=True, check=True, cwd=ROOT)
+    assert ran.stdout.count("'") == 2 * threads, ran.stdout
+
+
+@pytest.fixture
+def uncached_file(tmp_path: Path) -> Path:
+    path = tmp_path / "weights"
+    path.write_bytes(bytes(5 << 20))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        try:
+            if os.preadv(file.fileno(), [bytearray(1)], 0, os.RWF_NOWAIT):  # this brings in the first part
+                pytest.skip("this file system keeps its files in the page cache")
+        except BlockingIOError:
+            return path
+        except OSError as error:
+            pytest.skip(f"this file system does not tell what is cached: {error}")
+    return path
+
+
+def test_read_ahead_fills_the_page_cache_once(uncached_file: Path) -> None:
+    thread = read_ahead(str(uncached_file))
+    assert thread is not None
+    thread.join()
+    assert read_ahead(str(uncached_file)) is None
+
+
+def test_read_ahead_leaves_errors_to_the_reader(tmp_path: Path) -> None:
+    assert read_ahead(str(tmp_path / "missing")) is None
+    thread = read_ahead(str(tmp_path))  # a folder opens, but cannot be read
+    if thread is not None:
+        thread.join()
+
+
+@pytest.fixture
+def slow_folder(tmp_path: Path) -> Iterator[Path]:
+    if reason := slow_files.unavailable():
+        pytest.skip(reason)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "a").write_bytes(os.urandom(300_000))
+    (tmp_path / "mount").mkdir()
+    try:
+        with slow_files.slow(tmp_path / "files", tmp_path / "mount"):
+            yield tmp_path
+    except OSError as error:
+        pytest.skip(str(error))
+
+
+def test_the_slow_file_system_has_the_same_files(slow_folder: Path) -> None:
+    assert [path.name for path in (slow_folder / "mount").iterdir()] == ["a"]
+    assert (slow_folder / "mount" / "a").read_bytes() == (slow_folder / "files" / "a").read_bytes()
+    with pytest.raises(OSError, match="Read-only"):
+        (slow_folder / "mount" / "b").write_text("")
