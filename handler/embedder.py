@@ -22,13 +22,17 @@ TOKENS_PER_RUN = 384
 """Bound on batch size x length of one run. The largest activation, the attention scores, takes this x heads x length
 floats; in larger runs activations leave the CPU's caches and cost more than fewer runs save."""
 
-PREFIX_CHARACTERS = 16_384
+PREFIX_CHARACTERS = 2048
 """Of a longer text only so much is tokenized, if that gives enough tokens: a request of 6 MB of punctuation would
 otherwise take ten seconds and gigabytes for 256 tokens."""
 
 PREFIX_MARGIN = 128
 """Tokens that a prefix must have beyond the model's maximum. Cutting a text changes at most its last word, and
 WordPiece makes at most 100 tokens of a word (`max_input_chars_per_word`)."""
+
+CHARACTERS_AT_ONCE = 1 << 18
+"""Of texts that are tokenized together. The tokenizer keeps over a hundred bytes of each token, also of those beyond
+the model's maximum, and a character can be a token: a request's texts all at once could take a gigabyte."""
 
 LAMBDA_MB_PER_VCPU = 1769
 """Lambda memory that buys one vCPU (AWS Lambda Developer Guide, "Configure Lambda function memory")."""
@@ -105,17 +109,19 @@ class Embedder:
         """
         if isinstance(texts, str):
             raise TypeError("texts is one str: pass a list of them")
-        encodings: list[Encoding] = self._tokenizer.encode_batch_fast(
-            [self._shorten(_well_formed(text)) for text in texts]
-        )
-        lengths = [len(encoding) for encoding in encodings]
-        vectors = np.empty((len(encodings), self.manifest.dimensions), np.float32)
+        ids: list[list[int]] = []
+        truncated: list[int] = []
+        for part in _parts([self._shorten(_well_formed(text)) for text in texts]):
+            encodings: list[Encoding] = self._tokenizer.encode_batch_fast(part)
+            truncated += [row for row, encoding in enumerate(encodings, len(ids)) if encoding.overflowing]
+            ids += [encoding.ids for encoding in encodings]
+        lengths = [len(text) for text in ids]
+        vectors = np.empty((len(ids), self.manifest.dimensions), np.float32)
 
         def embed_run(rows: list[int]) -> None:
-            vectors[rows] = self._embed_run(np.array([encodings[row].ids for row in rows], np.int64))
+            vectors[rows] = self._embed_run(np.array([ids[row] for row in rows], np.int64))
 
         _for_each(embed_run, list(_runs(lengths, TOKENS_PER_RUN if self._group_texts else 0))[::-1], self.threads)
-        truncated = [row for row, encoding in enumerate(encodings) if encoding.overflowing]
         return Embeddings(vectors, lengths, truncated)
 
     def _shorten(self, text: str) -> str:
@@ -151,7 +157,7 @@ def pool(hidden: Vectors, pooling: str) -> Vectors:
 
 def normalize(vectors: Vectors) -> Vectors:
     """Divide each row by its Euclidean norm, at least 1e-12 (torch.nn.functional.normalize)."""
-    norms: Vectors = np.sqrt(np.add.reduce(vectors * vectors, axis=1, keepdims=True))
+    norms = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
     unit: Vectors = vectors / np.maximum(norms, np.float32(1e-12))
     return unit
 
@@ -224,6 +230,18 @@ def _well_formed(text: Any) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
+
+
+def _parts(texts: list[str]) -> Iterator[list[str]]:
+    """The texts in order, in parts of at most CHARACTERS_AT_ONCE together, or of one text."""
+    begin = size = 0
+    for end, text in enumerate(texts):
+        if size and size + len(text) > CHARACTERS_AT_ONCE:
+            yield texts[begin:end]
+            begin, size = end, 0
+        size += len(text)
+    if begin < len(texts):
+        yield texts[begin:]
 
 
 def _runs(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

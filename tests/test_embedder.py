@@ -11,7 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from handler.artifact import MANIFEST, FileEntry, open_artifact, sha256
-from handler.embedder import LAMBDA_MB_PER_VCPU, TOKENS_PER_RUN, Embedder, _for_each, _runs, default_threads
+from handler.embedder import (
+    CHARACTERS_AT_ONCE,
+    LAMBDA_MB_PER_VCPU,
+    TOKENS_PER_RUN,
+    Embedder,
+    _for_each,
+    _parts,
+    _runs,
+    default_threads,
+)
 from quantize import quantize
 from tests.hostile import HOSTILE, LONE_SURROGATES, readable
 
@@ -115,6 +124,22 @@ def test_long_texts_have_the_tokens_of_the_whole_text(int8: Embedder, name: str)
     whole, prefix = int8._tokenizer.encode(text), int8._tokenizer.encode(int8._shorten(text))
     assert prefix.ids == whole.ids
     assert bool(prefix.overflowing) == bool(whole.overflowing)
+
+
+@given(sizes=st.lists(st.integers(0, CHARACTERS_AT_ONCE * 2), max_size=8))
+def test_texts_are_tokenized_in_parts_of_bounded_size(sizes: list[int]) -> None:
+    texts = ["x" * size for size in sizes]
+    parts = list(_parts(texts))
+    assert [text for part in parts for text in part] == texts
+    for part in parts:
+        assert len([text for text in part if text]) <= 1 or sum(map(len, part)) <= CHARACTERS_AT_ONCE
+
+
+def test_truncated_texts_are_counted_over_all_parts(int8: Embedder) -> None:
+    """The later parts' indices go on from the earlier ones'."""
+    texts = ["x " * 2_000 if row % 50 == 7 else "y" * 2_000 for row in range(200)]
+    assert len(list(_parts([text[:2_048] for text in texts]))) > 1
+    assert int8.embed(texts).truncated == [7, 57, 107, 157]
 
 
 def test_short_texts_are_not_padded(int8: Embedder) -> None:
