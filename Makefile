@@ -38,8 +38,9 @@ model: $(MODEL) ## Build the artifact folder build/ml-models
 $(MODEL): .venv/serve $(wildcard export/*.py quantize/*.py) quantize/calibration.jsonl handler/artifact.py
 	$(BIN)/python -m export --output $(MODELS)
 
-benchmarks: .venv/test $(MODEL) ## Measure all benchmarks and write the README's figures (ten minutes of a quiet machine)
-	for name in cold-start latency throughput quality readme; do $(BIN)/python -m benchmarks $$name || exit 1; done
+benchmarks: .venv/test $(MODEL) ## Measure all, write docs/benchmarks.md and the README's figures (an hour of a quiet machine)
+	$(PIP) $(EDITABLE) '.[export,local,benchmarks,test,peers]'
+	$(BIN)/python -m benchmarks all
 
 lock: .venv/test ## Write the versions now installed to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt

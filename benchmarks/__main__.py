@@ -1,4 +1,4 @@
-"""python -m benchmarks cold-start|latency|throughput|quality|ablation|readme"""
+"""python -m benchmarks cold-start|latency|throughput|quality|ablation|memory|cost|all|report"""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 try:
     from rich.console import Console
     from rich.progress import Progress
 
-    from benchmarks import ablation, cold_start, latency, quality, throughput
-    from benchmarks.contenders import CONTENDERS, OURS
+    from benchmarks import ablation, cold_start, cost, latency, memory, quality, report, throughput
     from benchmarks.corpus import (
         Corpus,
         CorpusError,
@@ -24,8 +24,8 @@ try:
         read_retrieval,
         read_texts,
     )
-    from benchmarks.readme import BENCHMARKS, README, updated
-    from benchmarks.results import FOLDER, Result, noise
+    from benchmarks.readme import README, updated
+    from benchmarks.results import FOLDER, Result, noise, tables
     from benchmarks.worker import WrongVectorsError
     from export import ExportError
     from export.source import DEFAULT_MODEL, fetch
@@ -35,54 +35,81 @@ except ModuleNotFoundError as error:
     sys.exit(f"benchmarks: {error.name} is missing, install it with: pip install '.[export,benchmarks]'")
 
 
+ALL = ("cold-start", "latency", "throughput", "quality", "memory", "cost")
+"""What `all` measures: everything but the ablation, which is of the recipe and not of the artifact."""
+
+
 def main() -> int:
     arguments = _parse_arguments()
     try:
-        if arguments.benchmark == "readme":
+        for name in ALL if arguments.benchmark == "all" else [arguments.benchmark]:
+            if name != "report":
+                _measure_and_show(name, arguments)
+        if arguments.benchmark in ("all", "report"):
+            for line in report.write():
+                print(line)
             README.write_text(updated(README.read_text("utf-8")), "utf-8")
-            return 0
-        result = _measure(arguments)
     except (ArtifactError, CorpusError, ExportError, WrongVectorsError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
-    target = arguments.output or FOLDER / f"{result.benchmark}.json"
-    result.write(target)
-    BENCHMARKS[result.benchmark](result).show()
-    for row in result.rows:
-        label = " ".join(str(row[key]) for key in ("contender", "threads", "tokens") if key in row)
-        if len(row.get("seconds", [])) > 1 and (warning := noise(label, row["seconds"])):
-            print(warning)
-    print(f"written to {target}")
     return 0
 
 
-def _measure(arguments: argparse.Namespace) -> Result:
+def _measure_and_show(name: str, arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as workdir, Progress(console=Console(stderr=True), transient=True) as progress:
-        source = arguments.source or fetch(DEFAULT_MODEL, None, None, Path(workdir)).folder
-        task = progress.add_task(arguments.benchmark, total=None)
+        task = progress.add_task(name, total=None)
 
         def total(steps: int) -> None:
             progress.update(task, total=steps)
 
-        def advance() -> None:
-            progress.advance(task)
+        source = arguments.source or fetch(DEFAULT_MODEL, None, None, Path(workdir)).folder
+        result = _measure(name, arguments, source, total, lambda: progress.advance(task))
+    target = arguments.output or FOLDER / f"{name}.json"
+    result.write(target)
+    for table in tables(report.SECTIONS[name].figures(result)):
+        table.show()
+    for what, reason in result.parameters.get("left_out", {}).items():
+        print(f"left out: {what}: {reason}")
+    for row in result.rows:
+        label = " ".join(str(row[key]) for key in _LABELS if key in row)
+        if len(row.get("seconds", [])) > 1 and (warning := noise(label, row["seconds"])):
+            print(warning)
+    print(f"written to {target}")
 
-        if arguments.benchmark == "cold-start":
-            total((arguments.rounds + 1) * len(OURS))
-            return cold_start.run(arguments.model_folder, source, arguments.rounds, advance)
-        if arguments.benchmark == "latency":
-            total(arguments.rounds * len(latency.LENGTHS) * len(OURS))
-            return latency.run(arguments.model_folder, source, arguments.threads[0], arguments.rounds, advance)
-        if arguments.benchmark == "throughput":
-            total(len(arguments.threads) * arguments.rounds * len(CONTENDERS))
-            corpus = mixed_length(arguments.texts, arguments.corpus)
-            return throughput.run(arguments.model_folder, source, corpus, arguments.threads, arguments.rounds, advance)
-        corpora, pairs, retrievals = _quality_sets(arguments.corpus)
-        if arguments.benchmark == "ablation":
-            total(len(ablation.VARIANTS))
-            return ablation.run(arguments.model_folder, corpora, pairs, advance)
-        total(len(corpora) + len(pairs) + len(retrievals))
-        return quality.run(arguments.model_folder, source, corpora, pairs, retrievals, advance)
+
+_LABELS = ("contender", "mode", "path", "files", "threads", "batch", "tokens")
+
+
+def _measure(
+    name: str,
+    arguments: argparse.Namespace,
+    source: Path,
+    total: Callable[[int], None],
+    advance: Callable[[], None],
+) -> Result:
+    folder, rounds = arguments.model_folder, arguments.rounds
+    if name == "cold-start":
+        total(cold_start.steps(rounds))
+        return cold_start.run(folder, source, rounds, advance)
+    if name == "latency":
+        total(latency.steps(rounds))
+        return latency.run(folder, source, arguments.threads[0], rounds, advance)
+    if name == "throughput":
+        total(throughput.steps(arguments.threads, rounds, arguments.grid))
+        corpus = mixed_length(arguments.texts, arguments.corpus)
+        return throughput.run(folder, source, corpus, arguments.threads, rounds, advance, arguments.grid)
+    if name == "memory":
+        total(memory.steps(arguments.requests))
+        return memory.run(folder, arguments.requests, advance)
+    if name == "cost":
+        total(rounds * len(cost.MEMORY_SIZES))
+        return cost.run(folder, arguments.texts, rounds, advance)
+    corpora, pairs, retrievals = _quality_sets(arguments.corpus)
+    if name == "ablation":
+        total(len(ablation.VARIANTS))
+        return ablation.run(folder, corpora, pairs, advance)
+    total(len(corpora) + len(pairs) + len(retrievals))
+    return quality.run(folder, source, corpora, pairs, retrievals, advance)
 
 
 def _quality_sets(path: Path | None) -> tuple[list[Corpus], list[Pairs], list[Retrieval]]:
@@ -100,13 +127,25 @@ def _quality_sets(path: Path | None) -> tuple[list[Corpus], list[Pairs], list[Re
     return corpora, [read_pairs(data / "stsb_dev.tsv")], [read_retrieval(data / "throughput_corpus.jsonl")]
 
 
+_WHICH = (
+    "all: every one but the ablation, then the report; "
+    "report: docs/benchmarks.md and the README's figures, from the stored results"
+)
+
+
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Compare torch with ONNX.")
-    parser.add_argument("benchmark", choices=[*BENCHMARKS, "readme"], help="readme writes the README's figures")
+    parser.add_argument("benchmark", choices=[*report.SECTIONS, "all", "report"], help=_WHICH)
     parser.add_argument("--model-folder", type=Path, default=Path("build/ml-models/all-MiniLM-L6-v2"), metavar="DIR")
     parser.add_argument("--source", type=Path, metavar="DIR", help="sentence-transformers model; default: fetched")
     parser.add_argument("--corpus", type=Path, metavar="FILE", help="your own texts (JSONL or lines) or pairs (TSV)")
-    parser.add_argument("--texts", type=int, default=600, metavar="N", help="of throughput; default: %(default)s")
+    parser.add_argument(
+        "--texts", type=int, default=600, metavar="N", help="of throughput and cost; default: %(default)s"
+    )
+    parser.add_argument(
+        "--no-grid", dest="grid", action="store_false", help="of throughput: the corpus alone, not batches by length"
+    )
+    parser.add_argument("--requests", type=int, default=10_000, metavar="N", help="of memory; default: %(default)s")
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N", help="default: 1 2")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: benchmarks/results/BENCHMARK.json")

@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.peers import PaddedEncoder, dynamic_file
+from benchmarks.peers import (
+    BATCH,
+    Hidden,
+    PaddedEncoder,
+    dynamic_file,
+    fastembed_model,
+    float32_folder,
+    onnx_hidden,
+    openvino_file,
+    openvino_hidden,
+    session_options,
+    torch_int8,
+    torch_int8_file,
+)
 from handler.artifact import open_artifact
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
 Encode: TypeAlias = Callable[[Sequence[str]], Vectors]
@@ -28,6 +47,8 @@ class Contender:
     weights: Callable[[Path, Path], Path]
     """(artifact's model folder, sentence-transformers folder) to the file of weights, made if it is missing."""
     min_cosine: float
+    packages: Sequence[str] = ()
+    """Packages of the extra `peers` that it needs, by the names they are imported by."""
 
 
 def _load_torch(model_folder: Path, source: Path, threads: int) -> Encode:
@@ -35,8 +56,34 @@ def _load_torch(model_folder: Path, source: Path, threads: int) -> Encode:
     from sentence_transformers import SentenceTransformer
 
     torch.set_num_threads(threads)
-    model = SentenceTransformer(str(source), device="cpu", local_files_only=True)
+    return _encode_of(SentenceTransformer(str(source), device="cpu", local_files_only=True))
 
+
+def _load_torch_int8(model_folder: Path, source: Path, threads: int) -> Encode:
+    import torch
+
+    torch.set_num_threads(threads)
+    return _encode_of(torch_int8(source))
+
+
+def _load_st_onnx(model_folder: Path, source: Path, threads: int) -> Encode:
+    import torch
+    from sentence_transformers import SentenceTransformer
+
+    torch.set_num_threads(threads)  # it pools in torch
+    settings = {"provider": "CPUExecutionProvider", "file_name": "model.onnx"}
+    return _encode_of(
+        SentenceTransformer(
+            str(float32_folder(model_folder, source)),
+            device="cpu",
+            backend="onnx",
+            local_files_only=True,
+            model_kwargs={**settings, "session_options": session_options(threads)},
+        )
+    )
+
+
+def _encode_of(model: SentenceTransformer) -> Encode:
     def encode(texts: Sequence[str]) -> Vectors:
         vectors: Vectors = model.encode(list(texts), convert_to_numpy=True, show_progress_bar=False)
         return vectors
@@ -60,15 +107,33 @@ def _weights_of_ours(precision: str) -> Callable[[Path, Path], Path]:
 
 def _load_dynamic(per_channel: bool) -> Callable[[Path, Path, int], Encode]:
     def load(model_folder: Path, source: Path, threads: int) -> Encode:
-        artifact = open_artifact(model_folder)
-        model = dynamic_file(model_folder, per_channel)
-        return PaddedEncoder(model, Path(artifact.tokenizer), artifact.manifest.max_tokens, threads)
+        return _padded(model_folder, onnx_hidden(dynamic_file(model_folder, per_channel), threads))
 
     return load
 
 
+def _load_openvino(model_folder: Path, source: Path, threads: int) -> Encode:
+    return _padded(model_folder, openvino_hidden(openvino_file(model_folder), threads))
+
+
+def _padded(model_folder: Path, hidden: Hidden) -> Encode:
+    artifact = open_artifact(model_folder)
+    return PaddedEncoder(hidden, Path(artifact.tokenizer), artifact.manifest.max_tokens)
+
+
+def _load_fastembed(model_folder: Path, source: Path, threads: int) -> Encode:
+    # Its tokenizer and pooling are right with the folder's tokenizer_config.json, see there. It does not sort texts by
+    # length, so that its own batches of 256 would pad a mixed corpus more than the batches that all others have.
+    model = fastembed_model(float32_folder(model_folder, source), threads)
+    return lambda texts: np.array(list(model.embed(list(texts), batch_size=BATCH)))
+
+
 def _weights_of_dynamic(per_channel: bool) -> Callable[[Path, Path], Path]:
     return lambda model_folder, source: dynamic_file(model_folder, per_channel)
+
+
+def _weights_of_float32(model_folder: Path, source: Path) -> Path:
+    return float32_folder(model_folder, source) / "onnx" / "model.onnx"
 
 
 REFERENCE = "torch"
@@ -79,6 +144,9 @@ CONTENDERS: Mapping[str, Contender] = {
         lambda model_folder, source: source / "model.safetensors",
         0.9999,
     ),
+    "torch_int8": Contender("sentence-transformers, torch dynamic INT8", _load_torch_int8, torch_int8_file, 0.5),
+    "st_onnx": Contender("sentence-transformers, ONNX float32", _load_st_onnx, _weights_of_float32, 0.9999),
+    "fastembed": Contender("fastembed, ONNX float32", _load_fastembed, _weights_of_float32, 0.9999, ("fastembed",)),
     "fp32": Contender("this project, ONNX float32", _load_ours("fp32"), _weights_of_ours("fp32"), 0.9999),
     "dynamic_tensor": Contender(
         "optimum dynamic INT8, per tensor", _load_dynamic(False), _weights_of_dynamic(False), 0.7
@@ -86,10 +154,34 @@ CONTENDERS: Mapping[str, Contender] = {
     "dynamic_channel": Contender(
         "optimum dynamic INT8, per channel", _load_dynamic(True), _weights_of_dynamic(True), 0.9
     ),
+    "openvino_int8": Contender(
+        "OpenVINO, NNCF static INT8",
+        _load_openvino,
+        lambda model_folder, source: openvino_file(model_folder).with_suffix(".bin"),
+        0.9,
+        ("openvino", "nncf"),
+    ),
     "int8": Contender("this project, ONNX INT8", _load_ours("int8"), _weights_of_ours("int8"), 0.97),
 }
 OURS = (REFERENCE, "fp32", "int8")
 """The contenders of benchmarks that compare the project with sentence-transformers alone."""
+
+
+def missing(name: str) -> str | None:
+    """Which packages a contender lacks and the command that installs them, or None if it has all."""
+    absent = [package for package in CONTENDERS[name].packages if importlib.util.find_spec(package) is None]
+    if not absent:
+        return None
+    verb, pronoun = ("is", "it") if len(absent) == 1 else ("are", "them")
+    return f"{name} is left out: {' and '.join(absent)} {verb} missing, install {pronoun} with: pip install '.[peers]'"
+
+
+@cache
+def available() -> Sequence[str]:
+    """The contenders that have their packages. The first call says on stderr what the others lack."""
+    for line in filter(None, map(missing, CONTENDERS)):
+        print(f"benchmarks: {line}", file=sys.stderr)
+    return tuple(name for name in CONTENDERS if missing(name) is None)
 
 
 def limit_threads(threads: int) -> None:

@@ -5,12 +5,24 @@ from __future__ import annotations
 import os
 import platform
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 
 import psutil
 
-PACKAGES = ("numpy", "onnxruntime", "sentence-transformers", "tokenizers", "torch", "transformers")
+PACKAGES = (
+    "fastembed",
+    "nncf",
+    "numpy",
+    "onnxruntime",
+    "openvino",
+    "optimum",
+    "sentence-transformers",
+    "tokenizers",
+    "torch",
+    "transformers",
+)
+"""Whose versions are recorded, where they are installed."""
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm")
 """The instruction sets that decide the speed of float32 and INT8 products, as /proc/cpuinfo names them."""
 
@@ -25,7 +37,7 @@ def describe_machine() -> Mapping[str, object]:
         "memory_gb": round(psutil.virtual_memory().total / 2**30, 1),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": {found.name: found.version for name in PACKAGES for found in distributions(name=name)},
     }
 
 

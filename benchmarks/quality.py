@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import spearmanr
 
-from benchmarks.contenders import CONTENDERS, REFERENCE, Vectors
+from benchmarks.contenders import CONTENDERS, REFERENCE, Vectors, available
 from benchmarks.corpus import Corpus, Pairs, Retrieval
 from benchmarks.results import Figures, Result
 from benchmarks.worker import Worker, workers
@@ -18,6 +18,11 @@ from export.verify import compare
 from handler.artifact import WEIGHTS_SUFFIX
 
 TEN = 10
+EXTRAS = {
+    "spearman": ("Spearman", "Spearman correlation with the scores that people gave"),
+    "kept_of_ten": ("nearest", "share of the reference's ten nearest passages kept"),
+}
+"""Fields that rows of some sets have: the column and what it means."""
 
 
 def run(
@@ -31,7 +36,7 @@ def run(
     """Cosine statistics on every set of texts, the Spearman correlation with people's scores on pairs, and the share
     of the reference's ten nearest passages that are among a contender's ten."""
     rows: list[dict[str, Any]] = []
-    with workers(list(CONTENDERS), model_folder, source, threads=2) as contenders:
+    with workers(available(), model_folder, source, threads=2) as contenders:
         for corpus in corpora:
             rows += _compare(contenders, corpus.name, corpus.texts)[0]
             advance()
@@ -45,7 +50,7 @@ def run(
             nearest = {name: _nearest(each, len(retrieval.queries)) for name, each in vectors.items()}
             rows += [row | {"kept_of_ten": _kept(nearest[row["contender"]], nearest[REFERENCE])} for row in found]
             advance()
-    sizes = {name: _bytes(CONTENDERS[name].weights(model_folder, source)) for name in CONTENDERS}
+    sizes = {name: _bytes(CONTENDERS[name].weights(model_folder, source)) for name in available()}
     sets = {each.name: len(each.texts) for each in corpora} | {each.name: len(each.left) for each in pairs}
     sets |= {each.name: len(each.queries) + len(each.passages) for each in retrievals}
     return Result.new("quality", model_folder, {"sets": sets, "bytes": sizes}, rows)
@@ -57,24 +62,32 @@ def _bytes(model: Path) -> int:
     return sum(path.stat().st_size for path in (model, mapped) if path.exists())
 
 
-def figures(result: Result) -> Figures:
-    sizes = result.parameters["bytes"]
+def figures(result: Result) -> list[Figures]:
+    """One table a set."""
+    return [_table(result, name) for name in dict.fromkeys(row["set"] for row in result.rows)]
+
+
+def _table(result: Result, name: str) -> Figures:
+    rows = [row for row in result.rows if row["set"] == name]
+    title = (
+        f"Quality on {result.parameters['sets'][name]:,} of {name}: cosine to sentence-transformers float32, "
+        "and the largest change of a component by the texts embedded with it (batch)"
+    )
+    header = ["", "MB", "mean", "1st percentile", "minimum", "batch"]
+    extras = [extra for extra in EXTRAS if extra in rows[0]]
     return Figures(
-        "Quality: cosine to sentence-transformers float32, largest change of a component by the texts embedded with "
-        "it, Spearman correlation with people's scores x 100, share of the ten nearest passages kept",
-        ["", "MB", "set", "mean", "1st percentile", "minimum", "batch", "Spearman", "nearest"],
+        "; ".join([title, *(EXTRAS[extra][1] for extra in extras)]),
+        header + [EXTRAS[extra][0] for extra in extras],
         [
             [
                 CONTENDERS[row["contender"]].title,
-                f"{sizes[row['contender']] / 1e6:.1f}",
-                row["set"],
+                f"{result.parameters['bytes'][row['contender']] / 1e6:.1f}",
                 *(f"{row[name]:.5f}" for name in ("mean_cosine", "p1_cosine", "min_cosine")),
                 "0" if row["batch_difference"] == 0 else f"{row['batch_difference']:.0e}",
-                f"{row['spearman'] * 100:.2f}" if "spearman" in row else "",
-                f"{row['kept_of_ten']:.3f}" if "kept_of_ten" in row else "",
+                *(f"{row[extra]:.4f}" for extra in extras),
             ]
-            for row in result.rows
-            if row["contender"] != REFERENCE or "spearman" in row
+            for row in rows
+            if row["contender"] != REFERENCE or extras
         ],
     )
 

@@ -1,36 +1,35 @@
-"""The README's figures, generated from the stored results."""
+"""The README's figures: some of the report's tables."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
 
-from benchmarks import ablation, cold_start, latency, quality, throughput
-from benchmarks.results import FOLDER, Result
+from benchmarks.report import SECTIONS, stored
+from benchmarks.results import FOLDER, tables
 
 README = Path(__file__).parents[1] / "README.md"
-BEGIN, END = "<!-- benchmarks: begin, written by python -m benchmarks readme -->", "<!-- benchmarks: end -->"
-BENCHMARKS = {
-    "cold-start": cold_start.figures,
-    "latency": latency.figures,
-    "throughput": throughput.figures,
-    "quality": quality.figures,
-    "ablation": ablation.figures,
-}
+BEGIN, END = "<!-- benchmarks: begin, written by python -m benchmarks report -->", "<!-- benchmarks: end -->"
+SHOWN = ("Cold start of the", "Latency", "Throughput", "Memory", "Cost")
+"""How the titles of the README's tables begin, beside the quality on pairs that people scored."""
 
 
-def section() -> str:
-    """The Markdown between the marks of the README."""
-    results = {name: Result.read(FOLDER / f"{name}.json") for name in BENCHMARKS}
-    machine = results["throughput"].machine
-    parts = [
-        f"Measured on {machine['cpus']} CPUs of type {machine['cpu']} ({', '.join(machine['cpu_features'])}), "
-        f"Python {machine['python']}, onnxruntime {machine['packages']['onnxruntime']}, "
-        f"torch {machine['packages']['torch']}. Raw samples are in `benchmarks/results/`."
-    ]
-    for name, figures in BENCHMARKS.items():
-        table = figures(results[name])
-        parts += [f"**{table.title}**", table.markdown()]
+def section(folder: Path = FOLDER) -> str:
+    """The Markdown between the marks of the README, from the results that are there."""
+    results = stored(folder)
+    parts = []
+    for name, result in results.items():
+        for table in tables(SECTIONS[name].figures(result)):
+            if table.title.startswith(SHOWN) or "Spearman" in table.header:
+                parts += [f"**{table.title}**", table.markdown()]
+    if "throughput" in results:
+        machine = results["throughput"].machine
+        parts.append(
+            f"Measured on {machine['cpus']} CPUs of type {machine['cpu']} ({', '.join(machine['cpu_features'])}), "
+            f"Python {machine['python']}, onnxruntime {machine['packages']['onnxruntime']}, "
+            f"torch {machine['packages']['torch']}. All tables, plots and how each figure is measured: "
+            "[docs/benchmarks.md](docs/benchmarks.md). Raw samples: `benchmarks/results/`."
+        )
     return "\n\n".join(parts)
 
 

@@ -72,8 +72,13 @@ class Figures:
             table.add_row(*row)
         console = Console()
         if not console.is_terminal:
-            console = Console(width=160)  # files and pipes have no width to keep to
+            console = Console(width=260)  # files and pipes have no width to keep to
         console.print(table)
+
+
+def tables(figures: Figures | list[Figures]) -> list[Figures]:
+    """What a benchmark's `figures` gives, as a list."""
+    return [figures] if isinstance(figures, Figures) else figures
 
 
 def noise(name: str, samples: Sequence[float]) -> str | None:

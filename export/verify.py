@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
 from export import ExportError
 from handler.artifact import Artifact, Parity, Precision
-from handler.embedder import Embedder, Vectors
+from handler.embedder import Embedder
+
+Vectors: TypeAlias = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)

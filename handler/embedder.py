@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 # onnxruntime's wheels report usage from a thread of their own and keep a database under $HOME unless told not to.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
-import numpy.typing as npt
 import onnxruntime
 from tokenizers import Encoding, Tokenizer
 
 from handler.artifact import Artifact, ArtifactCorruptError, Manifest, open_artifact
 
-Vectors: TypeAlias = npt.NDArray[np.float32]
+if TYPE_CHECKING:  # numpy.typing takes 2 ms to import
+    from typing import TypeAlias
+
+    import numpy.typing as npt
+
+    Vectors: TypeAlias = npt.NDArray[np.float32]
 
 TOKENS_PER_RUN = 384
 """Bound on batch size x length of one run. The largest activation, the attention scores, takes this x heads x length

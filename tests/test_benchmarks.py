@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import ablation, quality, readme
-from benchmarks.contenders import CONTENDERS, OURS
+from benchmarks import ablation, latency, quality, readme
+from benchmarks.__main__ import ALL
+from benchmarks.contenders import CONTENDERS, OURS, available
 from benchmarks.corpus import (
     Corpus,
     CorpusError,
@@ -22,7 +23,8 @@ from benchmarks.corpus import (
     read_retrieval,
     read_texts,
 )
-from benchmarks.results import FOLDER, Result, noise
+from benchmarks.report import SECTIONS
+from benchmarks.results import FOLDER, Result, noise, tables
 from benchmarks.worker import WrongVectorsError, check_vectors
 from export.texts import ORDINARY
 from handler.artifact import open_artifact
@@ -37,16 +39,21 @@ def run_benchmark(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("benchmark_name", "arguments", "rows"),
+    ("benchmark_name", "arguments", "contenders"),
     [
-        ("cold-start", ["--rounds", "1"], 3),
-        ("latency", ["--rounds", "1", "--threads", "1"], 12),
-        ("throughput", ["--rounds", "1", "--threads", "1", "--texts", "20"], 5),
-        ("quality", [], 5),
+        ("cold-start", ["--rounds", "1"], [*OURS, "floor"]),
+        ("latency", ["--rounds", "1", "--threads", "1"], OURS),
+        ("throughput", ["--rounds", "1", "--threads", "1", "--texts", "20", "--no-grid"], None),
+        ("quality", [], None),
     ],
 )
 def test_benchmarks_write_raw_samples(
-    benchmark_name: str, arguments: list[str], rows: int, source_folder: Path, model_folder: Path, tmp_path: Path
+    benchmark_name: str,
+    arguments: list[str],
+    contenders: list[str] | None,
+    source_folder: Path,
+    model_folder: Path,
+    tmp_path: Path,
 ) -> None:
     output = tmp_path / "result.json"
     ran = run_benchmark(
@@ -54,15 +61,24 @@ def test_benchmarks_write_raw_samples(
     )
     assert ran.returncode == 0, ran.stderr
     result = Result.read(output)
-    assert (result.benchmark, len(result.rows)) == (benchmark_name, rows)
-    assert {row["contender"] for row in result.rows} == set(CONTENDERS if rows == 5 else OURS)
+    assert result.benchmark == benchmark_name
+    assert {row["contender"] for row in result.rows} == set(contenders or available())
     assert result.machine["packages"]["onnxruntime"]
     assert len(result.manifest_sha256) == 64
     for row in result.rows:
         assert all(seconds > 0 for seconds in row.get("seconds", [1]))
-        assert row.get("min_cosine", 1) > CONTENDERS[row["contender"]].min_cosine
-    for cell in readme.BENCHMARKS[benchmark_name](result).rows[0]:
-        assert cell in ran.stdout
+        assert row.get("min_cosine", 1) > (CONTENDERS[row["contender"]].min_cosine if "min_cosine" in row else 0)
+    for table in tables(SECTIONS[benchmark_name].figures(result)):
+        for cell in table.rows[0]:
+            assert cell in ran.stdout
+
+
+def test_latency_is_measured_on_every_path(source_folder: Path, model_folder: Path) -> None:
+    steps = []
+    rows = latency.run(model_folder, source_folder, 1, 1, lambda: steps.append(1)).rows
+    assert len(steps) == latency.steps(rounds=1) == len(rows)
+    assert {row["path"] for row in rows} == set(latency.PATHS)
+    assert {len(row["seconds"]) for row in rows} == {10}
 
 
 def test_quality_takes_the_readers_own_pairs(source_folder: Path, tmp_path: Path) -> None:
@@ -74,8 +90,8 @@ def test_quality_takes_the_readers_own_pairs(source_folder: Path, tmp_path: Path
     ran = run_benchmark("quality", "--source", source_folder, "--corpus", tmp_path / "pairs.tsv", "--output", output)
     assert ran.returncode == 0, ran.stderr
     result = Result.read(output)
-    assert [round(row["spearman"], 2) for row in result.rows] == [1.0] * 5
-    assert set(result.parameters["bytes"]) == set(CONTENDERS)
+    assert {round(row["spearman"], 2) for row in result.rows} == {1.0}
+    assert set(result.parameters["bytes"]) == set(available())
     assert 22e6 < result.parameters["bytes"]["int8"] < 25e6 < result.parameters["bytes"]["fp32"]
 
 
@@ -167,7 +183,7 @@ def test_readme_shows_the_real_answer(int8: Embedder) -> None:
 
 def test_readme_shows_the_stored_results() -> None:
     text = readme.README.read_text("utf-8")
-    assert readme.updated(text) == text, "run python -m benchmarks readme"
-    assert len(list(FOLDER.glob("*.json"))) == len(readme.BENCHMARKS)
+    assert readme.updated(text) == text, "run python -m benchmarks report"
+    assert {path.stem for path in FOLDER.glob("*.json")} == set(SECTIONS) == {*ALL, "ablation"}
     with pytest.raises(ValueError, match="has no part between"):
         readme.updated("nothing")

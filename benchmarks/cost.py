@@ -1,0 +1,206 @@
+"""What a text, a billion tokens and a cold start cost, from the speed under each memory size's share of CPU.
+
+Prices, with their sources, are in prices.json.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from benchmarks.cgroups import limited, unavailable
+from benchmarks.corpus import mixed_length, of_length
+from benchmarks.memory import function, url_event
+from benchmarks.results import Figures, Result
+from handler.artifact import MODEL_FILES, TOKENIZER, open_artifact
+from handler.embedder import LAMBDA_MB_PER_VCPU, Embedder
+
+MEMORY_SIZES = (512, 1024, 1769, 3008)
+"""MB of Lambda memory that are imitated."""
+
+ARCHITECTURES = ("x86_64", "arm64")
+
+SHORT_WORDS = 6
+"""Words of the short text, one token each; the model adds two."""
+
+SHORT_REQUESTS = 50
+
+TEXTS_PER_REQUEST = 100
+
+_MONTH_SECONDS = 30 * 24 * 3600
+
+PRICES: Mapping[str, float] = {
+    name: entry["dollars"]
+    for name, entry in json.loads(Path(__file__).with_name("prices.json").read_text("utf-8")).items()
+}
+"""Dollars by what they buy; prices.json has the units."""
+
+
+def billed_dollars(seconds: float, memory_mb: int, gb_second: float) -> float:
+    """Dollars for one invocation's duration.
+
+    seconds, rounded up to 1 ms (AWS Lambda pricing, "Duration") x memory_mb / 1024 x dollars a GB-second.
+
+    >>> billed_dollars(0.0011, 512, 0.00002)
+    2e-08
+    """
+    milliseconds = math.ceil(round(seconds * 1000, 6))  # rounded, so that 0.003 s are not 3.0000000000000004 ms
+    return milliseconds / 1000 * memory_mb / 1024 * gb_second
+
+
+def dollars_per_million_requests(seconds: float, memory_mb: int, gb_second: float) -> float:
+    """Dollars for a million invocations of `seconds` each: their durations and the price of requests."""
+    return 1e6 * billed_dollars(seconds, memory_mb, gb_second) + PRICES["lambda_request_million"]
+
+
+def dollars_per_billion_tokens(seconds: float, requests: int, tokens: int, memory_mb: int, gb_second: float) -> float:
+    """Dollars for 1e9 tokens, if `requests` invocations that take `seconds` together embed `tokens`.
+
+    Each is billed as one of seconds / requests: the rounding to whole milliseconds is that of the mean.
+    """
+    one = billed_dollars(seconds / requests, memory_mb, gb_second) + PRICES["lambda_request_million"] / 1e6
+    return one * requests / tokens * 1e9
+
+
+def provisioned_dollars_per_month(memory_mb: int, gb_second: float) -> float:
+    """Dollars for one provisioned environment through a month of 30 days, before any request.
+
+    memory_mb / 1024 x seconds x dollars a GB-second of provisioned concurrency.
+    """
+    return memory_mb / 1024 * _MONTH_SECONDS * gb_second
+
+
+def efs_dollars(size: int) -> float:
+    """Dollars for reading `size` bytes once from a file system with elastic throughput; a GB is 2**30 bytes."""
+    return size / 2**30 * PRICES["efs_elastic_read_gb"]
+
+
+def run(model_folder: Path, texts: int, rounds: int, advance: Callable[[], None]) -> Result:
+    """Start the function once a round under the limits of each memory size, in turns; it answers over a Function URL.
+
+    The CPU quota holds from the start on, while Lambda gives the init phase a full CPU. The page cache is warm.
+    `advance` is called rounds x len(MEMORY_SIZES) times. Where limits cannot be set, there are no rows, and the
+    reason is in the parameters.
+    """
+    corpus = mixed_length(texts, None)
+    tokens = sum(Embedder.load(model_folder).embed(corpus.texts).tokens)
+    bodies = [
+        json.dumps({"texts": list(corpus.texts[begin : begin + TEXTS_PER_REQUEST])})
+        for begin in range(0, len(corpus.texts), TEXTS_PER_REQUEST)
+    ]
+    parameters = {
+        "corpus": corpus.name,
+        "texts": len(corpus.texts),
+        "tokens": tokens,
+        "requests": len(bodies),
+        "rounds": rounds,
+        "short_tokens": SHORT_WORDS + 2,
+        "read_bytes": _read_bytes(model_folder),
+    }
+    if reason := unavailable():
+        print(f"cost not measured: {reason}", file=sys.stderr)
+        for _ in range(rounds * len(MEMORY_SIZES)):
+            advance()
+        return Result.new("cost", model_folder, parameters | {"unavailable": reason}, [])
+    rows = [_row(memory_mb) for memory_mb in MEMORY_SIZES]
+    _measure(model_folder, _row(max(MEMORY_SIZES)), bodies[:1])  # not counted: it fills the page cache
+    for _ in range(rounds):
+        for row in rows:
+            _measure(model_folder, row, bodies)
+            advance()
+    return Result.new("cost", model_folder, parameters, rows)
+
+
+def figures(result: Result) -> Figures:
+    """One row for each memory size and architecture, and OpenAI's prices."""
+    if "unavailable" in result.parameters:
+        return Figures(f"Cost: not measured, {result.parameters['unavailable']}", [""], [])
+    return Figures(
+        "Cost in dollars, us-east-1, from speeds under a CPU quota of MB / 1,769 on this machine's x86_64 CPU. "
+        "arm64's speed is not measured: its costs are its prices at the x86_64 speed. One short text "
+        f"({result.parameters['short_tokens']} tokens) a request; tokens in requests of {TEXTS_PER_REQUEST} texts of "
+        "mixed length; cold starts under the quota throughout, which Lambda lifts during init",
+        [
+            "",
+            "vCPUs",
+            "short text, ms",
+            "$/million short texts",
+            "tokens/s",
+            "$/billion tokens",
+            "cold start, ms",
+            "$/million cold starts",
+            "same, model from EFS",
+            "provisioned, $/month",
+        ],
+        [
+            *(_cells(row, architecture, result.parameters) for row in result.rows for architecture in ARCHITECTURES),
+            _openai_cells("text-embedding-3-small", "small"),
+            _openai_cells("text-embedding-3-small, batch", "small_batch"),
+            _openai_cells("text-embedding-3-large", "large"),
+        ],
+    )
+
+
+def _row(memory_mb: int) -> dict[str, Any]:
+    vcpus = memory_mb / LAMBDA_MB_PER_VCPU
+    given = min(vcpus, float(os.cpu_count() or 1))
+    times: dict[str, list[float]] = {"cold_start_seconds": [], "short_seconds": [], "corpus_seconds": []}
+    return {"memory_mb": memory_mb, "vcpus": vcpus, "vcpus_given": given, **times}
+
+
+def _measure(model_folder: Path, row: Mapping[str, Any], bodies: list[str]) -> None:
+    """Append one process's samples to the row's lists."""
+    short = url_event(json.dumps({"text": of_length(SHORT_WORDS)}))
+    with limited(row["memory_mb"], row["vcpus_given"]) as limits:
+        started = time.perf_counter()
+        with function(model_folder, row["memory_mb"], limits) as process:
+            process.call(short).check_vectors()
+            row["cold_start_seconds"].append(time.perf_counter() - started)
+            row["short_seconds"].extend(process.call(short).seconds for _ in range(SHORT_REQUESTS))
+            answers = [process.call(url_event(body)) for body in bodies]
+    for answer in answers:
+        answer.check_vectors()
+    row["corpus_seconds"].append(sum(answer.seconds for answer in answers))
+
+
+def _read_bytes(model_folder: Path) -> int:
+    """Bytes that a cold start of the INT8 model reads: tokenizer, ONNX file and weights."""
+    files = open_artifact(model_folder).manifest.files
+    return sum(entry.size for name, entry in files.items() if name.startswith((TOKENIZER, MODEL_FILES["int8"])))
+
+
+def _cells(row: Mapping[str, Any], architecture: str, parameters: Mapping[str, Any]) -> list[str]:
+    memory_mb, gb_second = row["memory_mb"], PRICES[f"lambda_{architecture}_gb_second"]
+    short, corpus, cold = (
+        statistics.median(row[name]) for name in ("short_seconds", "corpus_seconds", "cold_start_seconds")
+    )
+    tokens, requests = parameters["tokens"], parameters["requests"]
+    bulk = dollars_per_billion_tokens(corpus, requests, tokens, memory_mb, gb_second)
+    start = billed_dollars(cold, memory_mb, gb_second)
+    month = provisioned_dollars_per_month(memory_mb, PRICES[f"lambda_{architecture}_provisioned_gb_second"])
+    fewer = " (of this machine, Lambda has more)" if row["vcpus_given"] < row["vcpus"] else ""
+    return [
+        f"{memory_mb} MB {architecture}",
+        f"{row['vcpus_given']:.2f}{fewer}",
+        f"{short * 1000:.1f}",
+        f"{dollars_per_million_requests(short, memory_mb, gb_second):.3f}",
+        f"{tokens / corpus:,.0f}",
+        f"{bulk:.2f}",
+        f"{cold * 1000:,.0f}",
+        f"{start * 1e6:.2f}",
+        f"{(start + efs_dollars(parameters['read_bytes'])) * 1e6:.0f}",
+        f"{month:.2f}",
+    ]
+
+
+def _openai_cells(title: str, name: str) -> list[str]:
+    """A short text has SHORT_WORDS tokens there, all of them common words."""
+    million = PRICES[f"openai_text_embedding_3_{name}_million"]
+    return [f"OpenAI {title}", "", "", f"{million * SHORT_WORDS:.3f}", "", f"{million * 1000:.2f}", "", "", "", ""]

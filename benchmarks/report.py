@@ -1,0 +1,164 @@
+"""docs/benchmarks.md: every table and plot of the stored results, and how each was measured."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+from benchmarks import ablation, cold_start, cost, latency, memory, quality, throughput
+from benchmarks.results import FOLDER, Figures, Result, tables
+
+DOCS = Path(__file__).parents[1] / "docs"
+DOCUMENT, PLOTS = "benchmarks.md", "benchmarks"
+COMMENT = "<!-- Written by python -m benchmarks report from benchmarks/results/. Do not edit. -->"
+
+Results: TypeAlias = Mapping[str, Result]
+"""By benchmark."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """What the document says about one benchmark."""
+
+    title: str
+    text: str
+    figures: Callable[[Result], Figures | list[Figures]]
+    plot: str = ""
+    """What its plot shows; empty without one. Its function in `plots` has the section's name, with underscores."""
+    plottable: Callable[[Results], bool] = lambda results: True
+    """Whether the results have what the plot needs."""
+
+
+SECTIONS: Mapping[str, Section] = {
+    "cold-start": Section(
+        "Cold start",
+        "A fresh process is started once a round, each contender in turn, and timed until it has embedded one short "
+        "text. As a function, the deployable package runs under AWS's runtime client and answers one invocation; its "
+        "phases are timed in a second process that takes the same steps, and the plot shows as 'request and answer' "
+        "what they leave of the first one's time. `import numpy, onnxruntime` alone is the floor.",
+        cold_start.figures,
+        "Time from the start of a process to its first vector, by phase",
+    ),
+    "latency": Section(
+        "Latency",
+        "One text a call, in a process that has been warmed up, in turns of all contenders.",
+        latency.figures,
+    ),
+    "throughput": Section(
+        "Throughput",
+        "Tokens embedded per second, padding not counted, each contender in a process of its own, in turns. Every "
+        "contender's vectors are compared with sentence-transformers' before its time counts. The limit is the "
+        "rate at which onnxruntime multiplies INT8 matrices of the model's shapes on one core, divided by the "
+        "multiply-accumulates that a token needs; attention and all else would have to take no time to reach it.",
+        throughput.figures,
+        "Tokens per second over the length of texts, for several batch sizes",
+        lambda results: any("batch" in row for row in results["throughput"].rows),
+    ),
+    "quality": Section(
+        "Quality",
+        "Each contender embeds the same texts, and each of its vectors is compared with sentence-transformers' of the "
+        "same text. In the plot, contenders of float32 stand at the lower end of the axis: their difference is "
+        "rounding.",
+        quality.figures,
+        "Distance from float32 vectors against tokens per second",
+        lambda results: "throughput" in results,
+    ),
+    "ablation": Section(
+        "Ablation of the INT8 recipe",
+        "The model is quantized anew with one part of the recipe changed, and compared with float32.",
+        ablation.figures,
+    ),
+    "memory": Section(
+        "Memory",
+        "The function's process is sent its largest possible requests, then a long run of mixed ones; the smallest "
+        "sufficient memory size is searched with a limit set by the kernel.",
+        memory.figures,
+    ),
+    "cost": Section(
+        "Cost",
+        "The function runs under the CPU quota and the memory limit of each memory size. Dollars are the measured "
+        "seconds times the published prices in `benchmarks/prices.json`, without free tiers.",
+        cost.figures,
+        "Dollars by memory size, with OpenAI's price",
+        lambda results: bool(results["cost"].rows),
+    ),
+}
+
+
+def write(folder: Path = DOCS) -> list[str]:
+    """Write document and plots of the stored results into `folder`; returns a line on each result that is missing."""
+    from benchmarks import plots  # it needs matplotlib, which the document does not
+
+    results = stored()
+    for name in plotted(results):
+        plots.save(getattr(plots, name.replace("-", "_"))(results), folder / PLOTS / f"{name}.svg")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / DOCUMENT).write_text(document(results), "utf-8")
+    return [
+        f"benchmarks/results/{name}.json is missing and its section left out, make it with: python -m benchmarks {name}"
+        for name in SECTIONS
+        if name not in results
+    ]
+
+
+def stored(folder: Path = FOLDER) -> Results:
+    """The results that are there."""
+    paths = {name: folder / f"{name}.json" for name in SECTIONS}
+    return {name: Result.read(path) for name, path in paths.items() if path.exists()}
+
+
+def plotted(results: Results) -> list[str]:
+    """The benchmarks whose plot the results can fill."""
+    return [name for name in results if SECTIONS[name].plot and SECTIONS[name].plottable(results)]
+
+
+def document(results: Results) -> str:
+    """The whole Markdown text; it refers to plots in the folder `benchmarks` beside it."""
+    parts = ["# Benchmarks", COMMENT, *_conditions(results)]
+    plots = plotted(results)
+    for name, section in SECTIONS.items():
+        if name not in results:
+            continue
+        parts += [f"## {section.title}", section.text]
+        if name in plots:
+            parts.append(f"![{section.plot}]({PLOTS}/{name}.svg)")
+        for table in tables(section.figures(results[name])):
+            parts += [f"**{table.title}**", table.markdown()]
+    return "\n\n".join([*parts, *_HOW_TO]) + "\n"
+
+
+_HOW_TO: Sequence[str] = (
+    "## Measure it yourself",
+    "```sh\n"
+    "make benchmarks                  # all but the ablation, then the report\n"
+    "python -m benchmarks NAME        # one of: " + ", ".join(SECTIONS) + "\n"
+    "python -m benchmarks report      # this document and the README's figures, from the results that are there\n"
+    "```",
+    "`python -m benchmarks --help` lists the options, among them `--corpus FILE` for your own texts.",
+    "## Noise",
+    "Tables and plots show medians. The raw samples are in `benchmarks/results/`, and a run warns where they scatter. "
+    "On a shared machine absolute times change from run to run; contenders are measured in turns within one run, so "
+    "compare figures of one table as ratios, and not figures of different runs.",
+)
+
+
+def _conditions(results: Results) -> list[str]:
+    """Machines and versions; date and artifact of each result."""
+    by_machine: dict[str, list[str]] = {}
+    for name, result in results.items():
+        by_machine.setdefault(json.dumps(result.machine, sort_keys=True), []).append(name)
+    parts = ["## Measured on"]
+    for names in by_machine.values():
+        machine = results[names[0]].machine
+        packages = ", ".join(f"{package} {version}" for package, version in machine["packages"].items())
+        scope = f"{', '.join(names)}: " if len(by_machine) > 1 else ""
+        parts.append(
+            f"{scope}{machine['cpus']} CPUs of type {machine['cpu']} ({', '.join(machine['cpu_features'])}), "
+            f"{machine['memory_gb']} GB of memory, {machine['system']}, Python {machine['python']}, {packages}."
+        )
+    rows = [[name, result.created, f"`{result.manifest_sha256[:16]}`"] for name, result in results.items()]
+    parts.append(Figures("", ["result", "measured", "SHA-256 of the artifact's manifest"], rows).markdown())
+    return parts

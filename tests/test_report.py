@@ -1,0 +1,192 @@
+"""docs/benchmarks.md shows the stored results, all of them, and says what is missing."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks import report
+from benchmarks.contenders import CONTENDERS, OURS
+from benchmarks.results import Result, tables
+
+MACHINE = {
+    "cpu": "Example CPU",
+    "cpu_features": ["avx2"],
+    "cpus": 2,
+    "memory_gb": 4.0,
+    "system": "Linux x86_64",
+    "python": "3.11.7",
+    "packages": {"onnxruntime": "1.32.0", "torch": "2.13.0"},
+}
+SPEEDS = {name: 3000.0 + 800 * index for index, name in enumerate(CONTENDERS)}
+DISTANCES = {"torch_int8": 0.05, "dynamic_tensor": 0.04, "dynamic_channel": 0.007, "openvino_int8": 0.006, "int8": 6e-4}
+
+
+def _result(name: str, rows: list[dict[str, Any]], **parameters: Any) -> Result:
+    return Result(name, "2026-01-02T03:04:05+00:00", MACHINE, "ab" * 32, parameters, rows)
+
+
+def _cold_start() -> Result:
+    phases = {"interpreter": 0.02, "runtime client": 0.05, "imports": 0.03, "tokenizer": 0.01}
+    phases |= {"session": 0.02, "first vector": 0.01}
+    rows: list[dict[str, Any]] = [
+        {"contender": name, "mode": "library", "files": "page cache", "seconds": [seconds], "peak_memory_mb": [100]}
+        for name, seconds in zip((*OURS, "floor"), (4.0, 0.29, 0.15, 0.09), strict=True)
+    ]
+    for factor, files in enumerate(("page cache", "disk", "slow file system"), start=1):
+        inner = {name: [seconds * factor] for name, seconds in phases.items()}
+        row = {"contender": "int8", "mode": "function", "files": files, "phases": inner, "peak_memory_mb": [90]}
+        rows.append({**row, "ready": [0.12 * factor], "seconds": [0.15 * factor]})
+    return _result("cold-start", rows)
+
+
+def _latency() -> Result:
+    paths = [*((name, "library") for name in OURS), ("int8", "lambda_handler"), ("int8", "http")]
+    rows = [
+        {"contender": name, "path": path, "tokens": tokens, "seconds": [tokens / SPEEDS[name]]}
+        for name, path in paths
+        for tokens in (8, 32, 128, 256)
+    ]
+    return _result("latency", rows, threads=1)
+
+
+def _throughput(grid: bool = True) -> Result:
+    rows: list[dict[str, Any]] = [
+        {"contender": name, "threads": threads, "seconds": [10_000 / speed / threads]}
+        for name, speed in SPEEDS.items()
+        for threads in (1, 2)
+    ]
+    for name, speed in SPEEDS.items() if grid else ():
+        for batch in (1, 10, 100):
+            for tokens in (8, 32, 128, 256):
+                seconds = batch * tokens / speed + 0.001
+                rows.append({"contender": name, "threads": 1, "batch": batch, "tokens": tokens, "seconds": [seconds]})
+    roofline = {"int8_gmacs": [190.0, 200.0, 210.0], "float32_gmacs": [60.0]}
+    given = {"corpus": "generated", "texts": 100, "tokens": 10_000, "macs_per_token": 10_616_832}
+    return _result("throughput", rows, roofline=roofline, **given)
+
+
+def _quality() -> Result:
+    rows: list[dict[str, Any]] = []
+    for name in CONTENDERS:
+        cosine = 1 - DISTANCES.get(name, 0)
+        row = {"contender": name, "mean_cosine": cosine, "p1_cosine": cosine, "min_cosine": cosine}
+        row |= {"texts": 9, "max_abs_difference": 0.0, "batch_difference": 0.0}
+        rows += [row | {"set": "texts"}, row | {"set": "pairs.tsv", "spearman": 0.86}]
+    return _result("quality", rows, sets={"texts": 9, "pairs.tsv": 9}, bytes=dict.fromkeys(CONTENDERS, 23_000_000))
+
+
+def _ablation() -> Result:
+    rows = [{"variant": name, "set": "texts", "mean_cosine": 0.99, "min_cosine": 0.98} for name in ("whole", "none")]
+    return _result("ablation", rows, sets={"texts": 9})
+
+
+def _memory() -> Result:
+    rows: list[dict[str, Any]] = [
+        {"measure": "peak", "case": "one short text", "peak_memory_mb": 90.0},
+        {"measure": "growth", "requests": [100, 1000, 2000], "rss_mb": [80.0, 90.0, 90.5]},
+        {"measure": "smallest", "memory_mb": 128, "works": False},
+        {"measure": "smallest", "memory_mb": 144, "works": True},
+    ]
+    return _result("memory", rows)
+
+
+def _cost(measured: bool = True) -> Result:
+    rows = [
+        {
+            "memory_mb": memory_mb,
+            "vcpus": memory_mb / 1769,
+            "vcpus_given": memory_mb / 1769,
+            "cold_start_seconds": [200 / memory_mb],
+            "short_seconds": [2 / memory_mb + 0.001],
+            "corpus_seconds": [1769 / memory_mb],
+        }
+        for memory_mb in (512, 1024, 1769, 3008)
+    ]
+    given = {"texts": 100, "tokens": 10_000, "requests": 1, "short_tokens": 8, "read_bytes": 24_000_000}
+    if not measured:
+        return _result("cost", [], unavailable="no cgroups", **given)
+    return _result("cost", rows, **given)
+
+
+@pytest.fixture
+def results() -> Mapping[str, Result]:
+    made = [_cold_start(), _latency(), _throughput(), _quality(), _ablation(), _memory(), _cost()]
+    return {result.benchmark: result for result in made}
+
+
+@pytest.fixture
+def folder(results: Mapping[str, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the results are stored, for a report made of them."""
+    for name, result in results.items():
+        result.write(tmp_path / "results" / f"{name}.json")
+    read = report.stored
+    monkeypatch.setattr(report, "stored", lambda: read(tmp_path / "results"))
+    return tmp_path
+
+
+def test_document_has_every_table_of_every_result(results: Mapping[str, Result]) -> None:
+    assert set(results) == set(report.SECTIONS)
+    text = report.document(results)
+    for name, section in report.SECTIONS.items():
+        shown = tables(section.figures(results[name]))
+        assert shown
+        for table in shown:
+            assert table.markdown() in text
+            assert table.title in text
+    assert report.COMMENT in text.splitlines()[:3]
+    assert "2 CPUs of type Example CPU" in text
+
+
+def test_plots_are_written_and_linked(folder: Path) -> None:
+    assert report.write(folder / "docs") == []
+    links = _links(folder / "docs")
+    assert links == {f"benchmarks/{name}.svg" for name in ("cold-start", "throughput", "quality", "cost")}
+    for link in links:
+        svg = (folder / "docs" / link).read_text("utf-8")
+        assert svg.startswith("<?xml")
+        assert len(svg) < 60_000, link
+
+
+def test_the_same_results_give_the_same_bytes(folder: Path) -> None:
+    written = []
+    for name in ("first", "second"):
+        report.write(folder / name)
+        paths = sorted(path for path in (folder / name).rglob("*") if path.is_file())
+        written.append({path.relative_to(folder / name): path.read_bytes() for path in paths})
+    assert len(written[0]) == 5
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize("name", list(report.SECTIONS))
+def test_a_missing_result_is_named_and_left_out(name: str, folder: Path) -> None:
+    (folder / "results" / f"{name}.json").unlink()
+    (line,) = report.write(folder / "docs")
+    assert f"python -m benchmarks {name}" in line
+    assert f"## {report.SECTIONS[name].title}\n" not in (folder / "docs" / report.DOCUMENT).read_text("utf-8")
+    assert all((folder / "docs" / link).exists() for link in _links(folder / "docs"))
+
+
+def test_results_without_the_samples_of_a_plot_have_none(results: Mapping[str, Result]) -> None:
+    reduced = {**results, "throughput": _throughput(grid=False), "cost": _cost(measured=False)}
+    assert report.plotted(reduced) == ["cold-start", "quality"]
+    assert "no cgroups" in report.document(reduced)
+
+
+def test_each_machine_is_named(results: Mapping[str, Result]) -> None:
+    other = Result(**{**vars(results["cost"]), "machine": {**MACHINE, "cpu": "Other CPU"}})
+    assert "cost: 2 CPUs of type Other CPU" in report.document({**results, "cost": other})
+
+
+def test_document_shows_the_stored_results() -> None:
+    path = report.DOCS / report.DOCUMENT
+    assert path.read_text("utf-8") == report.document(report.stored()), "run python -m benchmarks report"
+    links = _links(report.DOCS)
+    assert links
+    assert {f"benchmarks/{plot.name}" for plot in (report.DOCS / report.PLOTS).iterdir()} == links
+
+
+def _links(docs: Path) -> set[str]:
+    return set(re.findall(r"!\[[^]]+\]\(([^)]+)\)", (docs / report.DOCUMENT).read_text("utf-8")))
