@@ -158,7 +158,7 @@ def _grid_figures(rows: Sequence[Mapping[str, Any]]) -> Figures:
     batches, lengths = (sorted({row[key] for row in rows}) for key in ("batch", "tokens"))
     names = [name for name in CONTENDERS if any(row["contender"] == name for row in rows)]
     return Figures(
-        "Throughput, tokens/s, texts of one length, 1 thread, median",
+        "By batch and length: tokens/s, texts of one length, 1 thread, median",
         ["", "texts", *(f"{length} tokens" for length in lengths)],
         [
             [CONTENDERS[name].title, f"{batch}", *(_number(rates.get((name, batch, length))) for length in lengths)]

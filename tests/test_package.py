@@ -60,7 +60,11 @@ def test_wheels_that_cannot_be_had_are_named(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(("memory", "threads"), [("1769", 1), ("3538", 3)])
 def test_threads_follow_the_memory_size(model_cache: Path, memory: str, threads: int) -> None:
     """One thread for one vCPU; for two, the tokenizer's two beside it, which sleep when there is nothing to do."""
-    code = "import os, handler.app as app; app.lambda_handler({'text': 'a'}, None);print(os.listdir('/proc/self/task'))"
+    code = (
+        "import os, threading, handler.app as app; app.lambda_handler({'text': 'a'}, None);"
+        "[each.join() for each in threading.enumerate()[1:]];"  # the one that reads ahead ends by itself
+        "print(os.listdir('/proc/self/task'))"
+    )
     if not Path("/proc/self/task").exists():
         pytest.skip("/proc is missing: threads cannot be counted")
     command = [sys.executable, "-c", code]
