@@ -26,7 +26,10 @@ def package_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def environment(model_cache: Path) -> dict[str, str]:
-    return {**os.environ, "MODEL_CACHE_DIR": str(model_cache), "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "1769"}
+    """Without the settings that the handler has made in this process, where other tests import it."""
+    settings = ("OPENBLAS_NUM_THREADS", "RAYON_NUM_THREADS", "TOKENIZERS_PARALLELISM")
+    variables = {name: value for name, value in os.environ.items() if name not in settings}
+    return {**variables, "MODEL_CACHE_DIR": str(model_cache), "AWS_LAMBDA_FUNCTION_MEMORY_SIZE": "1769"}
 
 
 def test_the_package_answers_under_the_runtime_client(package_folder: Path, model_cache: Path, int8: Embedder) -> None:
