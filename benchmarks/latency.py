@@ -18,6 +18,7 @@ import numpy as np
 
 from benchmarks.contenders import CONTENDERS, OURS
 from benchmarks.corpus import of_length
+from benchmarks.memory import url_event
 from benchmarks.results import Figures, Result
 from benchmarks.worker import WrongVectorsError, check_vectors, workers
 
@@ -99,16 +100,6 @@ def figures(result: Result) -> list[Figures]:
     ]
 
 
-def _event(text: str) -> dict[str, Any]:
-    return {
-        "version": "2.0",
-        "rawPath": "/embed",
-        "requestContext": {"http": {"method": "POST"}},
-        "body": json.dumps({"text": text}),
-        "isBase64Encoded": False,
-    }
-
-
 @contextmanager
 def _child(command: Sequence[str], model_folder: Path, threads: int) -> Iterator[subprocess.Popen[str]]:
     model_folder = model_folder.resolve()
@@ -139,7 +130,7 @@ def _handler(model_folder: Path, threads: int) -> Iterator[Ask]:
         requests, answers = process.stdin, process.stdout
 
         def ask(text: str, repeat: int) -> tuple[list[float], list[float]]:
-            print(json.dumps([_event(text), repeat]), file=requests, flush=True)
+            print(json.dumps([url_event(json.dumps({"text": text})), repeat]), file=requests, flush=True)
             if not (answer := answers.readline()):
                 raise RuntimeError(f"lambda_handler ended with status {process.wait()}")
             seconds, vector = json.loads(answer)

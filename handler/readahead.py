@@ -16,12 +16,11 @@ def read_ahead(path: str) -> threading.Thread | None:
         descriptor = os.open(path, os.O_RDONLY)
     except OSError:
         return None
-    thread = None
-    if not _is_cached(descriptor):
-        thread = threading.Thread(target=_read, args=(descriptor,), daemon=True)
-        thread.start()
-    else:
+    if _is_cached(descriptor):
         os.close(descriptor)
+        return None
+    thread = threading.Thread(target=_read, args=(descriptor,), daemon=True)
+    thread.start()
     return thread
 
 
