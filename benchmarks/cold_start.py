@@ -57,17 +57,18 @@ times = {"interpreter": time.perf_counter()}
 import awslambdaric.bootstrap
 times["runtime client"] = time.perf_counter()
 import os
-from handler import api, events
+from handler import api, events, log, openai_api
 from handler.artifact import open_artifact
-from handler.readahead import read_ahead
+from handler.filecheck import FileCheck
 artifact = open_artifact(sys.argv[1])
-read_ahead(artifact.weights("int8"))
+check = FileCheck(artifact, "int8")
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 from handler import embedder
 times["imports"] = time.perf_counter()
 tokenizer = embedder.load_tokenizer(artifact)
 times["tokenizer"] = time.perf_counter()
 session = embedder.load_session(artifact, "int8")
+check.finish()
 times["session"] = time.perf_counter()
 embedder.Embedder(artifact.manifest, "int8", tokenizer, session, 1).embed(["vitamin d"])
 times["first vector"] = time.perf_counter()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version as version_of
@@ -22,7 +23,7 @@ _UNVERIFIED = Parity(0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 def describe(source: Source, built: Path, dimensions: int, recipe: str) -> Manifest:
     """The manifest of the files in `built`, with zeros for parity figures until they are measured."""
-    files = {path.name: FileEntry(path.stat().st_size, sha256(path)) for path in sorted(built.iterdir())}
+    files = {path.name: file_entry(path) for path in sorted(built.iterdir())}
     precisions = {
         name: Precision(
             file=file,
@@ -51,6 +52,11 @@ def describe(source: Source, built: Path, dimensions: int, recipe: str) -> Manif
         tools={tool: version_of(tool) for tool in TOOLS},
     )
     return manifest._replace(version=_name(manifest))
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Size and checksums of a file."""
+    return FileEntry(path.stat().st_size, sha256(path), zlib.crc32(path.read_bytes()))
 
 
 def verified(draft: Manifest, parities: Mapping[str, Parity]) -> Manifest:

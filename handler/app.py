@@ -3,87 +3,197 @@
 from __future__ import annotations
 
 import os
-import sys
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import orjson
 
-from handler import events
-from handler.api import MAX_BODY_BYTES, EmbedRequest, embed_response
-from handler.artifact import ArtifactError, open_artifact
-from handler.errors import ANSWERED, MethodNotAllowedError, TooLargeError, UnknownRouteError, describe
-from handler.readahead import read_ahead
-from handler.settings import ConfigurationError, Settings
+from handler import api, events, log, openai_api, service
+from handler.artifact import ArtifactError
+from handler.errors import MethodNotAllowedError, UnknownRouteError, describe, status_of
+from handler.events import Answer, HttpRequest
+from handler.log import Record
+from handler.settings import ConfigurationError, Surroundings
 
-if TYPE_CHECKING:
-    from handler.embedder import Embedder
+RESERVED_SECONDS = 0.25
+"""Of the function's time, kept for writing the answer."""
 
-_embedder: Embedder | None = None
+_surroundings = Surroundings.from_environment()
 
 
 def lambda_handler(event: Any, context: Any) -> Any:
-    """Answer a Function URL event, an API Gateway REST event or a direct invocation.
+    """Answer a Function URL event, an API Gateway event or a direct invocation.
 
-    A direct invocation gets the response object itself, and an error of `handler.errors.STATUS` is raised, so that
-    Lambda marks the invocation as failed. HTTP gets every such error as JSON.
+    HTTP gets every error as JSON. A direct invocation gets the response object itself, and errors are raised, so that
+    Lambda marks the invocation as failed.
     """
-    started = time.perf_counter()
+    record = Record(_request_id(event, context), _surroundings.namespace, _surroundings.log_texts)
+    deadline = _deadline(context)
     if not events.is_http(event):
-        # Through the JSON writer and back: Python floats that print as the same short decimals as over HTTP.
-        return orjson.loads(_embed(event, started))
+        return _invoke(event, record, deadline)
+    headers: dict[str, str] = {}
+    error = None
     try:
         request = events.read(event)
-        _check_route(request)
-        return events.response(200, _embed(request.json(), started))
-    except ANSWERED as error:
-        status, body = describe(error)
-        headers = {"allow": error.allow} if isinstance(error, MethodNotAllowedError) else None
-        return events.response(status, orjson.dumps(body), headers)
+        headers = _cors_headers(request.origin)
+        answer = _route(request, record)(request, record, deadline)
+    except Exception as caught:  # noqa: BLE001  whatever it is, the client gets an answer and the log the traceback
+        error = caught
+        answer = _error_answer(error, record.request_id)
+    headers["x-request-id"] = record.request_id
+    if record.truncated:
+        headers["x-truncated-texts"] = str(record.truncated)
+    response = events.response(answer, headers)
+    record.end_phase("write")
+    record.write(answer.status, error)
+    return response
 
 
-def _check_route(request: events.HttpRequest) -> None:
-    if request.path != "/embed":
-        raise UnknownRouteError(f"no route {request.path[:200]!a}: send POST /embed")
-    if request.method != "POST":
-        raise MethodNotAllowedError(f"/embed does not answer {request.method[:20]!a}: send POST", allow="POST")
+def _invoke(event: Any, record: Record, deadline: float | None) -> Any:
+    record.route = "invoke"
+    try:
+        body = service.embed(api.parse(event), record, deadline)
+    except Exception as error:
+        _log_incident(error, record.request_id)
+        record.write(status_of(error).status, error)
+        raise
+    # Through the JSON writer and back: Python floats that print as the same short decimals as over HTTP.
+    result = orjson.loads(body)
+    record.end_phase("write")
+    record.write(None)
+    return result
 
 
-def _embed(data: Any, started: float) -> bytes:
-    request = EmbedRequest.parse(data)
-    embedder = _loaded_embedder()
-    request.check_fits(embedder.manifest.dimensions)
-    result = embedder.embed(request.texts)
-    latency = round(time.perf_counter() - started, 6)
-    response = embed_response(request, result, embedder.manifest, latency)
-    body = orjson.dumps(response, option=orjson.OPT_SERIALIZE_NUMPY)
-    if len(body) > MAX_BODY_BYTES:
-        raise TooLargeError(f"the response of {len(body)} bytes exceeds Lambda's {MAX_BODY_BYTES}: send fewer texts")
-    return body
+Route = Callable[[HttpRequest, Record, float | None], Answer]
 
 
-def _loaded_embedder() -> Embedder:
-    """The model, loaded once; after a failure, tried again at every request."""
-    global _embedder
-    if _embedder is None:
-        settings = Settings.from_environment()
-        artifact = open_artifact(settings.model_folder)
-        # Before the import, which takes 0.1 s: about what the weights take from EFS into memory.
-        read_ahead(artifact.weights(settings.precision))
-        # numpy's BLAS, which nothing here uses, otherwise spends 0.1 s of CPU on threads that wait.
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-        from handler.embedder import Embedder
+def _post_embed(request: HttpRequest, record: Record, deadline: float | None) -> Answer:
+    return Answer(service.embed(api.parse(request.json()), record, deadline))
 
-        _embedder = Embedder.from_artifact(artifact, settings.precision, settings.threads)
-        # The tokenizer's threads, which it starts at its first text.
-        os.environ.setdefault("RAYON_NUM_THREADS", str(_embedder.threads))
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if _embedder.threads == 1 else "true")
-    return _embedder
+
+def _post_embeddings(request: HttpRequest, record: Record, deadline: float | None) -> Answer:
+    return Answer(service.embed(openai_api.parse(request.json()), record, deadline))
+
+
+def _get_models(request: HttpRequest, record: Record, deadline: float | None) -> Answer:
+    return Answer(orjson.dumps(openai_api.model_list(service.loaded_embedder().manifest)))
+
+
+def _get_model(request: HttpRequest, record: Record, deadline: float | None) -> Answer:
+    name = request.path.removeprefix(_MODEL).replace("%2F", "/")  # as some clients send it
+    return Answer(orjson.dumps(openai_api.model_object(name, service.loaded_embedder().manifest)))
+
+
+def _get_health(request: HttpRequest, record: Record, deadline: float | None) -> Answer:
+    service.loaded_embedder()
+    return Answer(b'{"status":"ok"}')
+
+
+def _get_info(request: HttpRequest, record: Record, deadline: float | None) -> Answer:
+    from handler import pages  # here and below, because a cold start should not load it
+
+    return Answer(orjson.dumps(pages.info(service.loaded_embedder())))
+
+
+def _get_openapi(request: HttpRequest, record: Record, deadline: float | None) -> Answer:
+    from handler import pages
+
+    return Answer(pages.openapi())
+
+
+def _get_docs(request: HttpRequest, record: Record, deadline: float | None) -> Answer:
+    from handler import pages
+
+    return Answer(pages.docs(), content_type="text/html; charset=utf-8", headers=pages.DOCS_HEADERS)
+
+
+_MODEL = "/v1/models/"
+ROUTES: Mapping[str, Mapping[str, Route]] = {
+    "/": {"GET": _get_docs, "POST": _post_embed},  # a browser's first page; text-embeddings-inference's clients
+    "/embed": {"POST": _post_embed},
+    "/v1/embeddings": {"POST": _post_embeddings},
+    "/v1/models": {"GET": _get_models},
+    _MODEL: {"GET": _get_model},  # followed by a model's name, which has a slash inside
+    "/health": {"GET": _get_health},
+    "/info": {"GET": _get_info},
+    "/openapi.json": {"GET": _get_openapi},
+    "/docs": {"GET": _get_docs},
+}
+"""Path -> method -> what answers it. HEAD is answered as GET, without the body, and OPTIONS everywhere."""
+
+
+def _route(request: HttpRequest, record: Record) -> Route:
+    """What answers a request. Raises UnknownRouteError, MethodNotAllowedError."""
+    path = _MODEL if request.path.startswith(_MODEL) else request.path
+    methods = ROUTES.get(path)
+    if methods is None:
+        raise UnknownRouteError(
+            f"no route {api.shorten(request.path)}: POST /embed and POST /v1/embeddings embed, GET /docs tells of all"
+        )
+    allow = ", ".join([*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"])
+    if request.method == "OPTIONS":
+        record.route = f"OPTIONS {path}"
+        return lambda *_: Answer(b"", 204, headers={"allow": allow})
+    found = methods.get("GET" if request.method == "HEAD" else request.method)
+    if found is None:
+        raise MethodNotAllowedError(f"{path} does not answer {api.shorten(request.method)}: send {allow}", allow)
+    record.route = f"{request.method} {path}"
+    if request.method == "HEAD":
+        return lambda *arguments: found(*arguments)._replace(body=b"")
+    return found
+
+
+def _error_answer(error: Exception, request_id: str) -> Answer:
+    _log_incident(error, request_id)
+    status = status_of(error)
+    headers = {}
+    if isinstance(error, MethodNotAllowedError):
+        headers["allow"] = error.allow
+    if status.retry_after is not None:
+        headers["retry-after"] = str(status.retry_after)
+    return Answer(log.to_json(describe(error, request_id)), status.status, headers=headers)
+
+
+def _log_incident(error: Exception, request_id: str) -> None:
+    if status_of(error).status == 500:
+        log.incident(request_id, error)
+
+
+def _cors_headers(origin: str) -> dict[str, str]:
+    """What a browser needs to let a page of that origin read the answer (Fetch standard, "CORS protocol")."""
+    origins = _surroundings.origins
+    if not origins:
+        return {}
+    if "*" not in origins and origin not in origins:
+        return {"vary": "origin"}
+    return {
+        "vary": "origin",
+        "access-control-allow-origin": "*" if "*" in origins else origin,
+        "access-control-allow-methods": "GET, HEAD, OPTIONS, POST",
+        "access-control-allow-headers": "authorization, content-type, x-api-key",
+        "access-control-expose-headers": "retry-after, x-request-id, x-truncated-texts",
+        "access-control-max-age": "3600",
+    }
+
+
+def _request_id(event: Any, context: Any) -> str:
+    """Lambda's id of the invocation, or, without a context, that of the event, or a new one."""
+    found = getattr(context, "aws_request_id", None)
+    if not found and isinstance(event, dict) and isinstance(event.get("requestContext"), dict):
+        found = event["requestContext"].get("requestId")
+    return found if isinstance(found, str) and found else os.urandom(16).hex()
+
+
+def _deadline(context: Any) -> float | None:
+    """When the vectors must be done, as a value of time.monotonic(); None where no time is set."""
+    remaining = getattr(context, "get_remaining_time_in_millis", None)
+    return None if remaining is None else time.monotonic() + remaining() / 1000 - RESERVED_SECONDS
 
 
 # Lambda gives the init phase a full CPU whatever the memory size, so the model is loaded there. An artifact that
 # cannot be read yet is no reason to fail the environment: requests answer 503 until it can.
 try:
-    _loaded_embedder()
+    service.loaded_embedder()
 except (ArtifactError, ConfigurationError) as error:
-    print(f"model not loaded: {error}", file=sys.stderr)
+    log.write_line({"level": "ERROR", "message": f"model not loaded: {error}"})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,8 +13,12 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import numpy as np
 import onnxruntime
 from tokenizers import Encoding, Tokenizer
+from tokenizers.decoders import WordPiece
 
-from handler.artifact import Artifact, ArtifactCorruptError, Manifest, open_artifact
+from handler.artifact import REBUILD, Artifact, ArtifactCorruptError, Manifest, open_artifact
+from handler.errors import BadVectorError, DeadlineError
+from handler.filecheck import FileCheck
+from handler.pace import Budget, Pace
 
 if TYPE_CHECKING:  # numpy.typing takes 2 ms to import
     from typing import TypeAlias
@@ -38,12 +43,34 @@ CHARACTERS_AT_ONCE = 1 << 18
 """Of texts that are tokenized together. The tokenizer keeps over a hundred bytes of each token, also of those beyond
 the model's maximum, and a character can be a token: a request's texts all at once could take a gigabyte."""
 
+NORM_TOLERANCE = 1e-3
+"""Of the squared norm of a unit vector; float32 stays within 1e-6."""
+
 LAMBDA_MB_PER_VCPU = 1769
 """Lambda memory that buys one vCPU (AWS Lambda Developer Guide, "Configure Lambda function memory")."""
 
 
+_OUT_OF_TIME = "when the function's time was up: send fewer texts, or raise the function's timeout or memory"
+
+_DECODER = WordPiece(prefix="##", cleanup=False)
+"""Joins words by spaces and changes nothing else, unlike the one for people."""
+
 _SLOW_FUSIONS = ["SkipLayerNormFusion", "BiasSkipLayerNormFusion"]
 """Fusions whose CPU kernel is slower than the Add and LayerNormalization that it replaces."""
+
+
+class Tokens(NamedTuple):
+    """What `Embedder.tokenize` returns; item i belongs to text i."""
+
+    ids: list[list[int]]
+    """Token ids, special tokens included, at most the model's maximum."""
+    counts: list[int]
+    """Tokens of the whole text; of a very long one, of its beginning: more than the model's maximum in any case."""
+
+    @property
+    def truncated(self) -> list[int]:
+        """Indices of the texts that were longer than the model's maximum and were cut."""
+        return [index for index, (ids, count) in enumerate(zip(self.ids, self.counts, strict=True)) if len(ids) < count]
 
 
 class Embeddings(NamedTuple):
@@ -71,6 +98,7 @@ class Embedder:
         self.manifest = manifest
         self.precision = precision
         self.threads = threads
+        self.pace = Pace()
         self._tokenizer = tokenizer
         self._session = session
         self._inputs = [node.name for node in session.get_inputs()]
@@ -88,19 +116,21 @@ class Embedder:
         return cls.from_artifact(open_artifact(folder), precision, threads)
 
     @classmethod
-    def from_artifact(cls, artifact: Artifact, precision: str = "int8", threads: int | None = None) -> Embedder:
-        """As `load`, of an artifact that is open."""
-        artifact.model(precision)  # raises what is not a fault of the files
+    def from_artifact(
+        cls, artifact: Artifact, precision: str = "int8", threads: int | None = None, check: FileCheck | None = None
+    ) -> Embedder:
+        """As `load`, of an artifact that is open; `check` is the check of its files, if that is under way."""
         threads = default_threads() if threads is None else threads
         if threads < 1:
             raise ValueError(f"threads is {threads}, not at least 1")
+        check = check or FileCheck(artifact, precision)
         try:
             tokenizer = load_tokenizer(artifact)
             session = load_session(artifact, precision)
         except Exception as error:  # both libraries raise plain Exceptions for any unreadable file
-            raise ArtifactCorruptError(
-                f"cannot load {artifact.folder}: {error}: build it again with: python -m export"
-            ) from error
+            check.finish()
+            raise ArtifactCorruptError(f"cannot load {artifact.folder}: {error}: {REBUILD}") from error
+        check.finish()
         return cls(artifact.manifest, precision, tokenizer, session, threads)
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
@@ -109,28 +139,77 @@ class Embedder:
         Texts of one token length share a run, so nothing is padded and no token attends to padding; runs are shared
         out among the threads, the longest first. Texts longer than the model's maximum are cut there. Lone
         surrogates, which no tokenizer can encode, count as U+FFFD.
-        Raises TypeError if `texts` is a str or holds anything but str.
+        Raises TypeError if `texts` is a str or holds anything but str, BadVectorError as `run` does.
+        """
+        tokens = self.tokenize(texts)
+        return Embeddings(self.run(tokens.ids), [len(ids) for ids in tokens.ids], tokens.truncated)
+
+    def tokenize(
+        self, texts: Sequence[str], counted_characters: int | None = None, deadline: float | None = None
+    ) -> Tokens:
+        """Token ids of texts, cut at the model's maximum.
+
+        The tokens of a text of up to `counted_characters`, by default PREFIX_CHARACTERS, are all counted; of a longer
+        one possibly only those of its beginning. `deadline` is a value of `time.monotonic()`.
+        Raises TypeError if `texts` is a str or holds anything but str, DeadlineError past the deadline.
         """
         if isinstance(texts, str):
             raise TypeError("texts is one str: pass a list of them")
         ids: list[list[int]] = []
-        truncated: list[int] = []
-        for part in _parts([self._shorten(_well_formed(text)) for text in texts]):
+        counts: list[int] = []
+        size = PREFIX_CHARACTERS if counted_characters is None else counted_characters
+        for part in _parts([self._shorten(_well_formed(text), size) for text in texts]):
+            if deadline is not None and time.monotonic() > deadline:
+                raise DeadlineError(f"{len(ids)} of {len(texts)} texts were tokenized {_OUT_OF_TIME}")
             encodings: list[Encoding] = self._tokenizer.encode_batch_fast(part)
-            truncated += [row for row, encoding in enumerate(encodings, len(ids)) if encoding.overflowing]
             ids += [encoding.ids for encoding in encodings]
+            counts += [_count(encoding) for encoding in encodings]
+        return Tokens(ids, counts)
+
+    def run(
+        self, ids: Sequence[Sequence[int]], normalize: bool | None = None, deadline: float | None = None
+    ) -> Vectors:
+        """Token ids to vectors, float32 of shape (n, dimensions).
+
+        `normalize` is whether they become unit vectors; None for what the model does. `deadline` is a value of
+        `time.monotonic()`; before each run it is checked that the rest can be done by then.
+        Raises BadVectorError if a vector is not finite or has a wrong norm; TooManyTokensError if so many tokens take
+        more time than there was at the start; DeadlineError if it was enough by the pace so far, and is not any more.
+        """
+        normalize = self.manifest.normalize if normalize is None else normalize
         lengths = [len(text) for text in ids]
         vectors = np.empty((len(ids), self.manifest.dimensions), np.float32)
+        budget = None if deadline is None else Budget(self.pace, self.threads, sum(lengths), deadline)
 
         def embed_run(rows: list[int]) -> None:
-            vectors[rows] = self._embed_run(np.array([ids[row] for row in rows], np.int64))
+            started = time.perf_counter()
+            if budget is not None:
+                budget.check()
+            vectors[rows] = self._embed_run(np.array([ids[row] for row in rows], np.int64), normalize)
+            tokens = len(rows) * lengths[rows[0]]
+            self.pace.add(tokens, time.perf_counter() - started)
+            if budget is not None:
+                budget.done += tokens
 
         _for_each(embed_run, list(_runs(lengths, TOKENS_PER_RUN if self._group_texts else 0))[::-1], self.threads)
-        return Embeddings(vectors, lengths, truncated)
+        check_vectors(vectors, normalize)
+        return vectors
 
-    def _shorten(self, text: str) -> str:
+    def text_of(self, ids: Sequence[int]) -> str | None:
+        """A text that has exactly these token ids, special tokens included; None if there is none.
+
+        Ids of another vocabulary have none: they do not begin and end with this tokenizer's special tokens, or their
+        text, tokenized, gives other ids.
+        """
+        size = self._tokenizer.get_vocab_size()
+        if not all(0 <= token < size for token in ids):
+            return None
+        text = _DECODER.decode([self._tokenizer.id_to_token(token) for token in ids[1:-1]])
+        (encoding,) = self._tokenizer.encode_batch_fast([text])
+        return text if encoding.ids == list(ids) else None
+
+    def _shorten(self, text: str, size: int) -> str:
         """A prefix of a very long text that has the same first tokens up to the model's maximum."""
-        size = PREFIX_CHARACTERS
         while size < len(text):
             (prefix,) = self._tokenizer.encode_batch_fast([text[:size]])
             tokens = len(prefix.ids) + sum(len(rest.ids) for rest in prefix.overflowing)
@@ -139,12 +218,12 @@ class Embedder:
             size *= 4
         return text
 
-    def _embed_run(self, ids: npt.NDArray[np.int64]) -> Vectors:
+    def _embed_run(self, ids: npt.NDArray[np.int64], normalized: bool) -> Vectors:
         """Token ids of shape (batch, length) to vectors of shape (batch, dimensions)."""
         feeds = {name: _FEEDS[name](ids) for name in self._inputs}
         hidden = self._session.run(self._outputs, feeds)[0]
         pooled = pool(hidden, self.manifest.pooling)
-        return normalize(pooled) if self.manifest.normalize else pooled
+        return normalize(pooled) if normalized else pooled
 
 
 def pool(hidden: Vectors, pooling: str) -> Vectors:
@@ -164,6 +243,15 @@ def normalize(vectors: Vectors) -> Vectors:
     norms = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
     unit: Vectors = vectors / np.maximum(norms, np.float32(1e-12))
     return unit
+
+
+def check_vectors(vectors: Vectors, unit: bool) -> None:
+    """Raise BadVectorError, with the number of the first bad row, if a vector is not finite or not of unit norm."""
+    squares = np.vecdot(vectors, vectors)
+    good = np.abs(squares - 1) < NORM_TOLERANCE if unit else squares < np.inf  # false for NaN
+    if not good.all():
+        row = int(np.argmin(good))
+        raise BadVectorError(f"the model gave a bad vector for text {row}: its squared norm is {squares[row]}")
 
 
 # After a run the caches hold the model and little of Python: of one short text's time each numpy function that is
@@ -234,6 +322,14 @@ def _well_formed(text: Any) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
+
+
+def _count(encoding: Encoding) -> int:
+    """Tokens of a text with those that were cut off."""
+    count = len(encoding.ids)
+    for rest in encoding.overflowing:
+        count += len(rest.ids) - sum(rest.special_tokens_mask)
+    return count
 
 
 def _parts(texts: list[str]) -> Iterator[list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from handler.artifact import ArtifactError
 from handler.settings import ConfigurationError
@@ -21,6 +21,14 @@ class InvalidRequestError(RequestError):
     """The request is not JSON, or a field is missing, unknown or of a wrong type."""
 
 
+class TextTooLongError(RequestError):
+    """A text has more tokens than the model reads, and the request forbids to cut it."""
+
+
+class ModelNotFoundError(RequestError):
+    """The request names a model that is not served."""
+
+
 class UnknownRouteError(RequestError):
     """No such path."""
 
@@ -34,25 +42,60 @@ class MethodNotAllowedError(RequestError):
 
 
 class TooLargeError(RequestError):
-    """The response would not fit into what Lambda can return."""
+    """The request is over a limit, or the response would not fit into what Lambda can return."""
 
 
-STATUS: Mapping[type[Exception], tuple[int, str, str]] = {
-    InvalidRequestError: (400, "invalid_request_error", "invalid_request"),
-    UnknownRouteError: (404, "invalid_request_error", "unknown_route"),
-    MethodNotAllowedError: (405, "invalid_request_error", "method_not_allowed"),
-    TooLargeError: (413, "invalid_request_error", "too_large"),
-    ArtifactError: (503, "server_error", "model_unavailable"),
-    ConfigurationError: (503, "server_error", "misconfigured"),
+class TooManyTokensError(RequestError):
+    """The texts take longer than the function's timeout."""
+
+
+class DeadlineError(Exception):
+    """The function's time was up before the vectors were done."""
+
+
+class BadVectorError(Exception):
+    """The model gave a vector that is not finite or has a wrong norm."""
+
+
+class Status(NamedTuple):
+    """How an error is answered."""
+
+    status: int
+    type: str
+    code: str
+    retry_after: int | None = None
+    """Seconds after which to try again, where that can help."""
+
+
+STATUS: Mapping[type[Exception], Status] = {
+    InvalidRequestError: Status(400, "invalid_request_error", "invalid_request"),
+    TextTooLongError: Status(400, "invalid_request_error", "text_too_long"),
+    ModelNotFoundError: Status(404, "invalid_request_error", "model_not_found"),
+    UnknownRouteError: Status(404, "invalid_request_error", "unknown_route"),
+    MethodNotAllowedError: Status(405, "invalid_request_error", "method_not_allowed"),
+    TooLargeError: Status(413, "invalid_request_error", "too_large"),
+    TooManyTokensError: Status(413, "invalid_request_error", "too_many_tokens"),
+    BadVectorError: Status(500, "server_error", "bad_vector"),
+    ArtifactError: Status(503, "server_error", "model_unavailable", retry_after=5),
+    ConfigurationError: Status(503, "server_error", "misconfigured", retry_after=60),
+    DeadlineError: Status(503, "server_error", "deadline_exceeded", retry_after=1),
+    Exception: Status(500, "server_error", "internal_error"),
 }
-"""Error class -> HTTP status, `type` and `code` of the body. Anything else is a fault of ours and is raised."""
-
-ANSWERED = tuple(STATUS)
-"""The errors that become a response."""
+"""Error class -> how it is answered. The last row is for faults that nobody has thought of."""
 
 
-def describe(error: Exception) -> tuple[int, dict[str, Any]]:
-    """HTTP status and JSON body of an error of STATUS, in the form that OpenAI's clients read."""
-    status, kind, code = next(row for known, row in STATUS.items() if isinstance(error, known))
-    fault = {"message": str(error), "type": kind, "param": getattr(error, "param", None), "code": code}
-    return status, {"error": fault}
+def status_of(error: Exception) -> Status:
+    """The row of STATUS for an error."""
+    return next(status for known, status in STATUS.items() if isinstance(error, known))
+
+
+def describe(error: Exception, request_id: str) -> dict[str, Any]:
+    """The JSON body of an error, in the form that OpenAI's clients read, and the id that the log has too.
+
+    What is wrong inside of us is not told: the message of an error without a row of its own stays in the log.
+    """
+    status = status_of(error)
+    unforeseen = status is STATUS[Exception]
+    message = "the function has a fault: its log tells more under this request id" if unforeseen else str(error)
+    fault = {"message": message, "type": status.type, "param": getattr(error, "param", None), "code": status.code}
+    return {"error": fault, "request_id": request_id}

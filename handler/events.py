@@ -14,7 +14,10 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from handler.errors import InvalidRequestError
+from handler.errors import InvalidRequestError, TooLargeError
+from handler.limits import MAX_REQUEST_BYTES
+
+JSON = "application/json"
 
 
 class HttpRequest(NamedTuple):
@@ -22,24 +25,42 @@ class HttpRequest(NamedTuple):
 
     method: str
     path: str
+    """Without the stage of an API Gateway."""
     body: str
     base64_encoded: bool
+    origin: str
+    """The header `origin`, which browsers send; empty where there is none."""
 
     def json(self) -> Any:
         """The decoded body.
 
-        Raises InvalidRequestError if it is absent, not base64 where it should be, or not JSON.
+        Raises InvalidRequestError if it is absent, not base64 where it should be, or not JSON; TooLargeError if it
+        is over the limit.
         """
         if not self.body:
             raise InvalidRequestError('the request has no body: send JSON like {"text": "..."}')
+        # A character is at least a byte, and base64 takes four for three.
+        size = len(self.body) * 3 // 4 if self.base64_encoded else len(self.body)
+        if size > MAX_REQUEST_BYTES:
+            raise TooLargeError(f"the body has {size} bytes, the limit is {MAX_REQUEST_BYTES}: send fewer texts")
         if not self.base64_encoded:
             return _decode_json(self.body)
-        import base64  # here and below: what few requests need, a cold start should not load
+        import binascii  # here and below: what few requests need, a cold start should not load
 
         try:
-            return _decode_json(base64.b64decode(self.body, validate=True))
+            content = binascii.a2b_base64(self.body, strict_mode=True)
         except ValueError as error:
             raise InvalidRequestError(f"the event's body is marked as base64 and is not: {error}") from error
+        return _decode_json(content)
+
+
+class Answer(NamedTuple):
+    """What a route gives back."""
+
+    body: bytes
+    status: int = 200
+    content_type: str = JSON
+    headers: Mapping[str, str] = {}
 
 
 def is_http(event: Any) -> bool:
@@ -54,26 +75,33 @@ def read(event: Mapping[str, Any]) -> HttpRequest:
     """
     body = event.get("body") or ""
     encoded = bool(event.get("isBase64Encoded"))
+    headers = event.get("headers") or {}
     try:
         if "httpMethod" in event:
-            request = HttpRequest(event["httpMethod"], event["path"], body, encoded)
+            method, path = event["httpMethod"], event["path"]
         else:
-            request = HttpRequest(event["requestContext"]["http"]["method"], event["rawPath"], body, encoded)
-    except (KeyError, TypeError) as error:
+            context = event["requestContext"]
+            method, path = context["http"]["method"], event["rawPath"]
+            stage = context.get("stage")
+            if stage and stage != "$default" and path.startswith(f"/{stage}/"):
+                path = path[len(stage) + 1 :]  # an HTTP API's named stage, which is not part of our paths
+        origin = headers.get("origin") or headers.get("Origin") or ""
+        request = HttpRequest(method, path, body, encoded, origin)
+    except (KeyError, TypeError, AttributeError) as error:
         raise InvalidRequestError(
-            f"the event is neither a Function URL's (2.0) nor an API Gateway REST API's (1.0): {error} is missing"
+            f"the event is neither a Function URL's (2.0) nor an API Gateway REST API's (1.0): {error}"
         ) from error
-    if not all(isinstance(part, str) for part in (request.method, request.path, request.body)):
-        raise InvalidRequestError("the event's method, path and body must be strings")
+    if not all(isinstance(part, str) for part in (request.method, request.path, request.body, request.origin)):
+        raise InvalidRequestError("the event's method, path, body and origin must be strings")
     return request
 
 
-def response(status: int, body: bytes, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """What both event shapes take back: a JSON body with its status."""
+def response(answer: Answer, headers: Mapping[str, str]) -> dict[str, Any]:
+    """What both event shapes take back. `headers` come on top of the answer's own."""
     return {
-        "statusCode": status,
-        "headers": {"content-type": "application/json", **(headers or {})},
-        "body": body.decode(),
+        "statusCode": answer.status,
+        "headers": {"content-type": answer.content_type, **answer.headers, **headers},
+        "body": answer.body.decode(),
         "isBase64Encoded": False,
     }
 

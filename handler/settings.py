@@ -11,7 +11,7 @@ class ConfigurationError(Exception):
 
 
 class Settings(NamedTuple):
-    """What the environment says."""
+    """What the environment says of the model."""
 
     model_folder: str
     """MODEL_CACHE_DIR / MODEL_NAME."""
@@ -29,6 +29,27 @@ class Settings(NamedTuple):
             ),
             precision=os.environ.get("MODEL_PRECISION", "int8"),
             threads=_threads(os.environ.get("MODEL_THREADS", "")),
+        )
+
+
+class Surroundings(NamedTuple):
+    """What the environment says of logs and browsers. No value of these is wrong, so that they hold for errors too."""
+
+    namespace: str
+    """METRICS_NAMESPACE; empty for no metrics."""
+    log_texts: bool
+    """LOG_TEXTS; anything but `true` keeps texts out of the log."""
+    origins: tuple[str, ...]
+    """CORS_ORIGIN, several separated by commas; `*` for all."""
+
+    @classmethod
+    def from_environment(cls) -> Surroundings:
+        """Read once, at the start."""
+        origins = (origin.strip() for origin in os.environ.get("CORS_ORIGIN", "").split(","))
+        return cls(
+            namespace=os.environ.get("METRICS_NAMESPACE", "LambdaEmbeddings"),
+            log_texts=os.environ.get("LOG_TEXTS", "").lower() == "true",
+            origins=tuple(origin for origin in origins if origin),
         )
 
 

@@ -18,8 +18,9 @@ import pytest
 from export.source import DEFAULT_MODEL, fetch
 from handler.artifact import MANIFEST, open_artifact
 from handler.embedder import Embedder
+from tests.servers import ROOT
+from tests.servers import start as start
 
-ROOT = Path(__file__).parents[1]
 MODEL_NAME = "all-MiniLM-L6-v2"
 
 
@@ -85,6 +86,7 @@ def load_app(monkeypatch: pytest.MonkeyPatch, model_cache: Path) -> Callable[...
             monkeypatch.setenv(name, value)
         import handler.app
 
+        importlib.reload(handler.service)
         return importlib.reload(handler.app)
 
     return load

@@ -51,7 +51,7 @@ def set_path(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 DELETED = object()
 WRONG = [
-    ("format_version", 1, "format_version is 1, this reader knows 2"),
+    ("format_version", 2, "format_version is 2, this reader knows 3"),
     ("format_version", DELETED, "format_version is None"),
     ("dimensions", DELETED, "manifest.dimensions is missing"),
     ("extra", 1, "manifest.extra is not a known field"),
@@ -73,7 +73,11 @@ WRONG = [
     ("files", {}, "files has no tokenizer.json"),
     ("files/tokenizer.json/size", -1, "files.tokenizer.json.size is -1"),
     ("files/tokenizer.json/sha256", "ABC", "files.tokenizer.json.sha256 is 'ABC'"),
-    ("files/..%2Fpasswd", {"size": 1, "sha256": "0" * 64}, "is not a plain file name"),
+    ("files/tokenizer.json/crc32", -1, "files.tokenizer.json.crc32 is -1, not a CRC-32"),
+    ("files/tokenizer.json/crc32", 1 << 32, "files.tokenizer.json.crc32 is 4294967296"),
+    ("files/..%2Fpasswd", {"size": 1, "sha256": "0" * 64, "crc32": 0}, "is not a plain file name"),
+    ("max_tokens", 257, "crc32 is .*, its fields have .*: one of them was changed"),
+    ("crc32", DELETED, "crc32 is None"),
     ("files/model.onnx", 3, "files.model.onnx is 3, not an object"),
 ]
 
@@ -119,8 +123,9 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "tokenizer cut": (lambda m, v: truncate(v / "tokenizer.json"), "tokenizer.json has .* bytes"),
     "weights missing": (lambda m, v: (v / "model_int8.onnx_data").unlink(), "cannot read .*model_int8.onnx_data"),
     "weights cut": (lambda m, v: truncate(v / "model_int8.onnx_data"), "model_int8.onnx_data has .* bytes"),
-    "model overwritten": (lambda m, v: scramble(v / "model_int8.onnx"), "cannot load"),
-    "tokenizer overwritten": (lambda m, v: scramble(v / "tokenizer.json"), "cannot load"),
+    "model overwritten": (lambda m, v: scramble(v / "model_int8.onnx"), "model_int8.onnx is damaged: it has CRC-32"),
+    "weights overwritten": (lambda m, v: scramble(v / "model_int8.onnx_data"), "model_int8.onnx_data is damaged"),
+    "tokenizer overwritten": (lambda m, v: scramble(v / "tokenizer.json"), "tokenizer.json is damaged: it has CRC-32"),
 }
 
 
@@ -129,7 +134,7 @@ def truncate(path: Path) -> None:
 
 
 def scramble(path: Path) -> None:
-    """Same size, other bytes: what sizes cannot show and only loading finds."""
+    """Same size, other bytes: what sizes cannot show."""
     path.write_bytes(b"\xff" * path.stat().st_size)
 
 

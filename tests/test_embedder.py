@@ -10,17 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from handler.artifact import MANIFEST, FileEntry, open_artifact, sha256
+from export.manifest import file_entry
+from handler.artifact import MANIFEST, open_artifact
 from handler.embedder import (
     CHARACTERS_AT_ONCE,
     LAMBDA_MB_PER_VCPU,
+    PREFIX_CHARACTERS,
     TOKENS_PER_RUN,
     Embedder,
     _for_each,
     _parts,
     _runs,
+    check_vectors,
     default_threads,
 )
+from handler.errors import BadVectorError
 from quantize import quantize
 from tests.hostile import HOSTILE, LONE_SURROGATES, readable
 
@@ -78,7 +82,7 @@ def test_a_dynamic_recipe_is_embedded_one_text_at_a_time(copy_model: Callable[[s
         recipe="avx512_vnni", batch_independent=False, optimized=False
     )
     manifest = artifact.manifest._replace(
-        files={**artifact.manifest.files, int8.name: FileEntry(int8.stat().st_size, sha256(int8))},
+        files={**artifact.manifest.files, int8.name: file_entry(int8)},
         precisions={**artifact.manifest.precisions, "int8": dynamic},
     )
     (version / MANIFEST).write_bytes(manifest.to_json())
@@ -121,7 +125,7 @@ LONG_TEXTS = {
 @pytest.mark.parametrize("name", LONG_TEXTS)
 def test_long_texts_have_the_tokens_of_the_whole_text(int8: Embedder, name: str) -> None:
     text = LONG_TEXTS[name]
-    whole, prefix = int8._tokenizer.encode(text), int8._tokenizer.encode(int8._shorten(text))
+    whole, prefix = int8._tokenizer.encode(text), int8._tokenizer.encode(int8._shorten(text, PREFIX_CHARACTERS))
     assert prefix.ids == whole.ids
     assert bool(prefix.overflowing) == bool(whole.overflowing)
 
@@ -140,6 +144,73 @@ def test_truncated_texts_are_counted_over_all_parts(int8: Embedder) -> None:
     texts = ["x " * 2_000 if row % 50 == 7 else "y" * 2_000 for row in range(200)]
     assert len(list(_parts([text[:2_048] for text in texts]))) > 1
     assert int8.embed(texts).truncated == [7, 57, 107, 157]
+
+
+def test_tokens_of_a_whole_text_are_counted_on_request(int8: Embedder) -> None:
+    texts = ["vitamin d", "word " * 254, "word " * 255, "word " * 20_000]
+    assert int8.tokenize(texts[:3]).counts == [4, 256, 257]
+    assert 256 < int8.tokenize(texts).counts[3] < 20_002
+    counted = int8.tokenize(texts, counted_characters=1 << 18)
+    assert counted.counts == [4, 256, 257, 20_002]
+    assert [len(ids) for ids in counted.ids] == [4, 256, 256, 256]
+    assert counted.truncated == [2, 3]
+
+
+@pytest.mark.parametrize("text", HOSTILE)
+def test_token_ids_have_a_text_that_gives_them(int8: Embedder, text: str) -> None:
+    (ids,) = int8.tokenize([text]).ids
+    found = int8.text_of(ids)
+    assert found is not None
+    assert int8.tokenize([found]).ids == [ids]
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [],
+        [101],
+        [102, 101],
+        [7592, 2088],  # this vocabulary's "hello world" without the special tokens
+        [9906, 1917],  # "Hello world" in cl100k_base
+        [101, 7592],
+        [101, 7592, 2088],
+        [101, 30522, 102],  # the first id beyond the vocabulary
+        [101, -1, 102],
+        [101, 8840, 7, 102],  # ids of the vocabulary that no text has
+        [101, 2102, 102],  # a word cannot begin with "##t"
+    ],
+)
+def test_other_token_ids_have_no_text(int8: Embedder, ids: list[int]) -> None:
+    """In cl100k_base 101 is the byte A8, with which no UTF-8 text begins: its arrays never begin as ours do."""
+    assert int8.text_of(ids) is None
+
+
+def test_vectors_that_are_not_normalized_have_the_same_direction(int8: Embedder) -> None:
+    texts = ["vitamin d", "how to undo a commit"]
+    raw = int8.run(int8.tokenize(texts).ids, normalize=False)
+    norms = np.linalg.norm(raw, axis=1, keepdims=True)
+    assert (norms > 1.5).all()
+    np.testing.assert_allclose(raw / norms, int8.embed(texts).vectors, atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value|overflow:RuntimeWarning")
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 3e38])
+def test_vectors_that_are_not_finite_are_refused(value: float) -> None:
+    vectors = np.zeros((3, 4), np.float32)
+    vectors[:, 0] = 1
+    check_vectors(vectors, unit=True)
+    vectors[1, 2] = value
+    for unit in (True, False):
+        with pytest.raises(BadVectorError, match="for text 1"):
+            check_vectors(vectors, unit=unit)
+
+
+@pytest.mark.parametrize("norm", [0, 0.99, 1.01])
+def test_unit_vectors_of_another_norm_are_refused(norm: float) -> None:
+    vectors = np.float32([[0, 1], [norm, 0]])
+    check_vectors(vectors, unit=False)
+    with pytest.raises(BadVectorError, match="for text 1"):
+        check_vectors(vectors, unit=True)
 
 
 def test_short_texts_are_not_padded(int8: Embedder) -> None:

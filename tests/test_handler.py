@@ -5,21 +5,24 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from handler.api import BYTES_PER_NUMBER, MAX_BODY_BYTES, max_texts
+from handler import service
 from handler.artifact import ArtifactNotFoundError
 from handler.embedder import Embedder
-from handler.errors import STATUS, InvalidRequestError
+from handler.errors import STATUS, InvalidRequestError, TextTooLongError
+from handler.limits import BYTES_PER_NUMBER, MAX_REQUEST_BYTES, MAX_TEXT_CHARACTERS, MAX_TEXTS, max_texts
 from tests.conftest import ROOT
 from tests.hostile import HOSTILE, LONE_SURROGATES
 
 LoadApp = Callable[..., ModuleType]
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+REQUEST_ID = "5f0c1d8a"
+LONG = "word " * 300
 
 
 def function_url_event(
@@ -31,7 +34,7 @@ def function_url_event(
         "rawPath": path,
         "rawQueryString": "",
         "headers": {"content-type": "application/json"},
-        "requestContext": {"http": {"method": method, "path": path}, "stage": "$default"},
+        "requestContext": {"http": {"method": method, "path": path}, "stage": "$default", "requestId": REQUEST_ID},
         "isBase64Encoded": encoded,
     }
     return event if body is None else event | {"body": body}
@@ -45,7 +48,7 @@ def rest_api_event(
         "path": path,
         "httpMethod": method,
         "headers": {"Content-Type": "application/json"},
-        "requestContext": {"stage": "prod", "path": "/prod" + path},
+        "requestContext": {"stage": "prod", "path": "/prod" + path, "requestId": REQUEST_ID},
         "body": body,
         "isBase64Encoded": encoded,
     }
@@ -73,15 +76,28 @@ def body_of(response: dict[str, Any], status: int = 200) -> Any:
 
 def error_of(response: dict[str, Any], status: int) -> dict[str, Any]:
     body = body_of(response, status)
-    assert set(body) == {"error"}
+    assert set(body) == {"error", "request_id"}
+    assert body["request_id"] == response["headers"]["x-request-id"]
     assert set(body["error"]) == {"message", "type", "param", "code"}
     return body["error"]
 
 
+def test_every_answer_has_a_request_id(app: ModuleType, make_event: Callable[..., Any]) -> None:
+    context = SimpleNamespace(aws_request_id="of-the-invocation")
+    for event in (make_event('{"text": "a"}'), make_event("{"), make_event(None, path="/nowhere")):
+        assert app.lambda_handler(event, None)["headers"]["x-request-id"] == REQUEST_ID
+        assert app.lambda_handler(event, context)["headers"]["x-request-id"] == "of-the-invocation"
+        del event["requestContext"]["requestId"]
+        ids = {app.lambda_handler(event, None)["headers"]["x-request-id"] for _ in range(3)}
+        assert len(ids) == 3
+        assert all(ids)
+
+
 def test_one_text(app: ModuleType, make_event: Callable[..., Any], int8: Embedder) -> None:
     body = body_of(app.lambda_handler(make_event('{"text": "vitamin d"}'), None))
-    assert set(body) == {"embedding", "model", "dimensions", "latency"}
+    assert set(body) == {"embedding", "model", "dimensions", "tokens", "truncated", "latency"}
     assert (body["model"], body["dimensions"], len(body["embedding"])) == (MODEL, 384, 384)
+    assert (body["tokens"], body["truncated"]) == (4, [])
     assert 0 < body["latency"] < 60
     np.testing.assert_array_equal(np.float32(body["embedding"]), int8.embed(["vitamin d"]).vectors[0])
 
@@ -96,15 +112,78 @@ def test_the_readmes_answer_is_this_one(app: ModuleType) -> None:
     answer = app.lambda_handler(json.loads(request), None)
     numbers = [float(number) for number in f"{first},{last}".split(",")]
     np.testing.assert_allclose([*answer["embedding"][:3], answer["embedding"][-1]], numbers, atol=0.01)
-    assert {key: answer[key] for key in ("model", "dimensions")} == json.loads(f"{{{rest}}}")
+    assert {key: answer[key] for key in ("model", "dimensions", "tokens", "truncated")} == json.loads(f"{{{rest}}}")
 
 
 def test_several_texts_in_request_order(app: ModuleType, make_event: Callable[..., Any], int8: Embedder) -> None:
     texts = ["a longer sentence that comes first", "b", "and one between them", "b"]
     body = body_of(app.lambda_handler(make_event(json.dumps({"texts": texts})), None))
-    assert set(body) == {"embeddings", "model", "dimensions", "count", "latency"}
+    assert set(body) == {"embeddings", "model", "dimensions", "count", "tokens", "truncated", "latency"}
     assert (body["model"], body["dimensions"], body["count"]) == (MODEL, 384, 4)
     np.testing.assert_array_equal(np.float32(body["embeddings"]), int8.embed(texts).vectors)
+
+
+@pytest.mark.parametrize("path", ["/embed", "/"])
+@pytest.mark.parametrize("inputs", ["vitamin d", ["vitamin d", "and more"]])
+def test_tei_form_gets_bare_vectors(
+    app: ModuleType, make_event: Callable[..., Any], int8: Embedder, path: str, inputs: str | list[str]
+) -> None:
+    request = {"inputs": inputs, "truncate": True, "prompt_name": None, "truncation_direction": "right"}
+    found = body_of(app.lambda_handler(make_event(json.dumps(request), path=path), None))
+    expected = int8.embed([inputs] if isinstance(inputs, str) else inputs).vectors
+    np.testing.assert_array_equal(np.float32(found), expected)
+
+
+@pytest.mark.parametrize("form", [{"text": "a"}, {"texts": ["a"]}])
+def test_base64_carries_the_same_floats(app: ModuleType, form: dict[str, Any]) -> None:
+    plain = app.lambda_handler(form | {"encoding_format": "float"}, None)
+    coded = app.lambda_handler(form | {"encoding_format": "base64"}, None)
+    plain, coded = (each.get("embedding") or each["embeddings"][0] for each in (plain, coded))
+    np.testing.assert_array_equal(np.frombuffer(base64.b64decode(coded), "<f4"), np.float32(plain))
+
+
+def test_vectors_are_normalized_unless_told_otherwise(app: ModuleType, int8: Embedder) -> None:
+    expected = int8.run(int8.tokenize(["vitamin d"]).ids, normalize=False)[0]
+    raw = app.lambda_handler({"text": "vitamin d", "normalize": False}, None)["embedding"]
+    np.testing.assert_array_equal(np.float32(raw), expected)
+    assert np.linalg.norm(raw) > 1.5
+    for value in (True, None):
+        unit = app.lambda_handler({"text": "vitamin d", "normalize": value}, None)["embedding"]
+        assert abs(np.linalg.norm(unit) - 1) < 1e-6
+
+
+@pytest.mark.parametrize("field", ["texts", "inputs"])
+def test_truncation_is_never_silent(app: ModuleType, make_event: Callable[..., Any], field: str) -> None:
+    response = app.lambda_handler(make_event(json.dumps({field: ["short", LONG, "b", LONG]})), None)
+    body = body_of(response)
+    assert response["headers"]["x-truncated-texts"] == "2"
+    if field == "texts":
+        assert (body["truncated"], body["tokens"]) == ([1, 3], 3 + 256 + 3 + 256)
+    assert "x-truncated-texts" not in app.lambda_handler(make_event('{"text": "short"}'), None)["headers"]
+
+
+@pytest.mark.parametrize(
+    ("request_", "param", "counts"),
+    [
+        ({"text": LONG}, "text", "text has 302"),
+        ({"texts": ["a", LONG, "b", "word " * 255]}, "texts[1]", r"texts\[1\] has 302, texts\[3\] has 257"),
+        ({"inputs": LONG}, "inputs[0]", r"inputs\[0\] has 302"),
+        ({"text": "word " * 50_000}, "text", "text has 50002"),
+    ],
+)
+def test_truncate_false_names_the_texts_that_are_too_long(
+    app: ModuleType, request_: dict[str, Any], param: str, counts: str
+) -> None:
+    response = app.lambda_handler(function_url_event(json.dumps(request_ | {"truncate": False})), None)
+    error = error_of(response, 400)
+    assert (error["code"], error["param"]) == ("text_too_long", param)
+    assert re.search(f"reads 256 tokens of a text.*: {counts}$", error["message"])
+    with pytest.raises(TextTooLongError):
+        app.lambda_handler(request_ | {"truncate": False}, None)
+
+
+def test_truncate_false_is_no_matter_for_texts_that_fit(app: ModuleType) -> None:
+    assert app.lambda_handler({"text": "word " * 254, "truncate": False}, None)["tokens"] == 256
 
 
 def test_base64_bodies_are_decoded(app: ModuleType, make_event: Callable[..., Any], int8: Embedder) -> None:
@@ -156,6 +235,28 @@ INVALID_BODIES = {
     "both fields": ('{"text": "a", "texts": ["b"]}', 'either "text" .* or "texts"', None),
     "misspelt field": ('{"txt": "a"}', "unknown field 'txt'", "txt"),
     "additional field": ('{"text": "a", "normalise": false}', "unknown field 'normalise'", "normalise"),
+    "OpenAI's field": ('{"input": "a"}', "POST /v1/embeddings", "input"),
+    "TEI's and ours": ('{"inputs": "a", "text": "a"}', "unknown field 'inputs'", "inputs"),
+    "inputs is a number": ('{"inputs": 5}', "inputs is the number 5", "inputs"),
+    "inputs is empty": ('{"inputs": []}', "inputs is empty", "inputs"),
+    "inputs holds token ids": ('{"inputs": [[101, 102]]}', r"inputs\[0\] is a list, not a string", "inputs[0]"),
+    "cut at the start": (
+        '{"inputs": "a", "truncation_direction": "left"}',
+        "truncation_direction is 'left', not right",
+        "truncation_direction",
+    ),
+    "a prompt": ('{"inputs": "a", "prompt_name": "query"}', "prompt_name is 'query', not null", "prompt_name"),
+    "shorter vectors": ('{"inputs": "a", "dimensions": 256}', "dimensions is 256: .* have 384", "dimensions"),
+    "dimensions is a boolean": ('{"inputs": "a", "dimensions": true}', "dimensions is a boolean", "dimensions"),
+    "unknown encoding": (
+        '{"text": "a", "encoding_format": "int8"}',
+        "encoding_format is 'int8', not float or base64",
+        "encoding_format",
+    ),
+    "encoding is a number": ('{"text": "a", "encoding_format": 1}', "is the number 1, not a string", "encoding_format"),
+    "normalize is a number": ('{"text": "a", "normalize": 1}', "normalize is the number 1, not a boolean", "normalize"),
+    "truncate is a string": ('{"text": "a", "truncate": "no"}', "truncate is a string, not a boolean", "truncate"),
+    "field with a surrogate": ('{"t\\ud800": 1}', r"unknown field 't\\ud800'", "t\ud800"),
     "text is a number": ('{"text": 5}', "text is the number 5, not a string", "text"),
     "text is null": ('{"text": null}', "text is null, not a string", "text"),
     "text is a list": ('{"text": ["a"]}', "text is a list, not a string", "text"),
@@ -196,44 +297,151 @@ def test_incomplete_events_are_400(app: ModuleType, event: dict[str, Any]) -> No
     error_of(app.lambda_handler(event, None), 400)
 
 
-@pytest.mark.parametrize("path", ["/", "/embed/", "/Embed", "/v2/embed", "/\ud800"])
+@pytest.mark.parametrize("path", ["", "/embed/", "/Embed", "/v2/embed", "/v1/models/", "/\ud800"])
 def test_other_paths_are_404(app: ModuleType, make_event: Callable[..., Any], path: str) -> None:
-    assert "POST /embed" in error_of(app.lambda_handler(make_event("{}", path=path), None), 404)["message"]
+    event = make_event("{}", path=path, method="GET" if "models" in path else "POST")
+    code = error_of(app.lambda_handler(event, None), 404)["code"]
+    assert code == ("model_not_found" if "models" in path else "unknown_route")
 
 
-@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "PATCH"])
-def test_other_methods_are_405(app: ModuleType, make_event: Callable[..., Any], method: str) -> None:
-    response = app.lambda_handler(make_event(None, method=method), None)
-    assert error_of(response, 405)["code"] == "method_not_allowed"
-    assert response["headers"]["allow"] == "POST"
+METHODS = {
+    "/embed": "POST, OPTIONS",
+    "/v1/embeddings": "POST, OPTIONS",
+    "/v1/models": "GET, HEAD, OPTIONS",
+    "/v1/models/all-MiniLM-L6-v2": "GET, HEAD, OPTIONS",
+    "/health": "GET, HEAD, OPTIONS",
+    "/": "GET, POST, HEAD, OPTIONS",
+}
 
 
-def test_more_texts_than_a_response_holds_are_413(app: ModuleType) -> None:
-    limit = max_texts(384)
-    error = error_of(app.lambda_handler(function_url_event(json.dumps({"texts": ["a"] * (limit + 1)})), None), 413)
-    assert error["param"] == "texts"
+@pytest.mark.parametrize("path", METHODS)
+def test_methods(app: ModuleType, make_event: Callable[..., Any], path: str) -> None:
+    response = app.lambda_handler(make_event(None, path=path, method="OPTIONS"), None)
+    assert (response["statusCode"], response["headers"]["allow"], response["body"]) == (204, METHODS[path], "")
+    for method in {"GET", "PUT", "DELETE", "PATCH", "HEAD", "TRACE", "get", "\ud800"} - set(METHODS[path].split(", ")):
+        response = app.lambda_handler(make_event(None, path=path, method=method), None)
+        assert error_of(response, 405)["code"] == "method_not_allowed"
+        assert response["headers"]["allow"] == METHODS[path]
+
+
+@pytest.mark.parametrize("path", ["/health", "/info", "/docs", "/openapi.json", "/v1/models", "/"])
+def test_head_is_get_without_the_body(app: ModuleType, make_event: Callable[..., Any], path: str) -> None:
+    get, head = (app.lambda_handler(make_event(None, path=path, method=method), None) for method in ("GET", "HEAD"))
+    assert (head["statusCode"], head["headers"], head["body"]) == (200, get["headers"], "")
+    assert get["body"]
+
+
+def test_health_is_ok_once_the_model_is_loaded(app: ModuleType, make_event: Callable[..., Any]) -> None:
+    assert body_of(app.lambda_handler(make_event(None, path="/health", method="GET"), None)) == {"status": "ok"}
+
+
+def test_health_reports_why_the_model_cannot_be_loaded(load_app: LoadApp, tmp_path: Path, model_folder: Path) -> None:
+    app = load_app(MODEL_CACHE_DIR=str(tmp_path))
+    event = function_url_event(None, path="/health", method="GET")
+    response = app.lambda_handler(event, None)
+    assert str(tmp_path) in error_of(response, 503)["message"]
+    assert int(response["headers"]["retry-after"]) > 0
+    (tmp_path / "all-MiniLM-L6-v2").symlink_to(model_folder)
+    assert app.lambda_handler(event, None)["statusCode"] == 200
+
+
+def test_info_tells_what_is_served(app: ModuleType, make_event: Callable[..., Any], int8: Embedder) -> None:
+    info = body_of(app.lambda_handler(make_event(None, path="/info", method="GET"), None))
+    assert (info["model"], info["artifact_version"]) == (MODEL, int8.manifest.version)
+    assert (info["precision"], info["dimensions"], info["max_tokens"]) == ("int8", 384, 256)
+    assert info["parity"] == int8.manifest.precisions["int8"].parity._asdict()
+    assert info["limits"]["texts_float"] == max_texts(384)
+    assert info["versions"]["onnxruntime"] == int8.manifest.tools["onnxruntime"]
+
+
+def test_the_docs_page_asks_nobody_else(app: ModuleType, make_event: Callable[..., Any]) -> None:
+    response = app.lambda_handler(make_event(None, path="/docs", method="GET"), None)
+    assert response["headers"]["content-type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in response["headers"]["content-security-policy"]
+    assert "connect-src 'self'" in response["headers"]["content-security-policy"]
+
+
+def test_the_stage_of_an_http_api_is_not_part_of_the_path(app: ModuleType) -> None:
+    event = function_url_event('{"text": "a"}', path="/prod/embed")
+    assert app.lambda_handler(event, None)["statusCode"] == 404
+    event["requestContext"]["stage"] = "prod"
+    assert app.lambda_handler(event, None)["statusCode"] == 200
+
+
+CORS = "access-control-allow-origin"
+
+
+@pytest.mark.parametrize(
+    ("setting", "origin", "allowed"),
+    [
+        ("", "https://a.example", None),
+        ("*", "https://a.example", "*"),
+        ("https://a.example", "https://a.example", "https://a.example"),
+        ("https://b.example, https://a.example", "https://a.example", "https://a.example"),
+        ("https://b.example", "https://a.example", None),
+        ("https://b.example", None, None),
+    ],
+)
+def test_browsers_of_configured_origins_may_read(
+    load_app: LoadApp, make_event: Callable[..., Any], setting: str, origin: str | None, allowed: str | None
+) -> None:
+    app = load_app(CORS_ORIGIN=setting)
+    for method, body, status in (("OPTIONS", None, 204), ("POST", '{"text": "a"}', 200), ("POST", "{", 400)):
+        event = make_event(body, method=method)
+        if origin:
+            event["headers"]["origin"] = origin
+        response = app.lambda_handler(event, None)
+        assert response["statusCode"] == status
+        assert response["headers"].get(CORS) == allowed
+        assert ("access-control-allow-headers" in response["headers"]) is (allowed is not None)
+        assert (response["headers"].get("vary") == "origin") is bool(setting)
+
+
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_more_texts_than_a_response_holds_are_413(app: ModuleType, encoding: str) -> None:
+    limit = max_texts(384, encoding)
+    request = {"texts": ["a"] * (limit + 1), "encoding_format": encoding}
+    error = error_of(app.lambda_handler(function_url_event(json.dumps(request)), None), 413)
+    assert (error["code"], error["param"]) == ("too_large", "texts")
     assert str(limit) in error["message"]
+    assert ("2048 with encoding_format base64" in error["message"]) is (encoding == "float")
 
 
-def test_as_many_texts_as_allowed_fit(app: ModuleType) -> None:
-    texts = [f"{HOSTILE[index % 20]} {index}" for index in range(max_texts(384))]
-    response = app.lambda_handler(function_url_event(json.dumps({"texts": texts})), None)
-    assert len(body_of(response)["embeddings"]) == len(texts)
+def test_limits_of_bytes_texts_and_characters_are_413(app: ModuleType, make_event: Callable[..., Any]) -> None:
+    def refused(body: str, encoded: bool = False) -> str:
+        return error_of(app.lambda_handler(make_event(body, encoded=encoded), None), 413)["message"]
+
+    assert "the body has" in refused('{"text": "' + "a" * MAX_REQUEST_BYTES + '"}')
+    assert "the body has" in refused("A" * (MAX_REQUEST_BYTES * 4 // 3 + 4), encoded=True)
+    assert f"the limit is {MAX_TEXTS}" in refused(json.dumps({"texts": ["a"] * (MAX_TEXTS + 1)}))
+    too_long = "a" * (MAX_TEXT_CHARACTERS + 1)
+    assert f"texts[1] has {len(too_long)} characters" in refused(json.dumps({"texts": ["a", too_long]}))
+    assert app.lambda_handler(make_event(json.dumps({"text": too_long[1:]})), None)["statusCode"] == 200
+
+
+@pytest.mark.parametrize("path", ["/embed", "/v1/embeddings"])
+@pytest.mark.parametrize("encoding", ["float", "base64"])
+def test_as_many_texts_as_allowed_fit(app: ModuleType, path: str, encoding: str) -> None:
+    texts = [f"{HOSTILE[index % 20]} {index}" for index in range(max_texts(384, encoding))]
+    request = {"texts": texts} if path == "/embed" else {"input": texts, "model": MODEL}
+    body = json.dumps(request | {"encoding_format": encoding})
+    response = app.lambda_handler(function_url_event(body, path=path), None)
+    found = body_of(response)["embeddings" if path == "/embed" else "data"]
+    assert len(found) == len(texts)
     assert len(json.dumps(response)) < 6 * 1024 * 1024
 
 
 def test_a_response_that_came_out_too_large_is_413(app: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "MAX_BODY_BYTES", 4000)
+    monkeypatch.setattr(service, "MAX_RESPONSE_BYTES", 4000)
     error = error_of(app.lambda_handler(function_url_event('{"text": "vitamin d"}'), None), 413)
     assert "send fewer texts" in error["message"]
-    assert MAX_BODY_BYTES > 4000
 
 
 def test_missing_model_is_503_and_tried_again(
     load_app: LoadApp, tmp_path: Path, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     app = load_app(MODEL_CACHE_DIR=str(tmp_path))
-    assert "model not loaded: no model in" in capsys.readouterr().err
+    assert "model not loaded: no model in" in capsys.readouterr().out
     event = function_url_event('{"text": "vitamin d"}')
     error = error_of(app.lambda_handler(event, None), 503)
     assert str(tmp_path / "all-MiniLM-L6-v2") in error["message"]
@@ -290,5 +498,27 @@ def test_float32_is_a_setting(load_app: LoadApp, float32: Embedder) -> None:
     np.testing.assert_allclose(np.float32(body["embedding"]), float32.embed(["vitamin d"]).vectors[0], atol=1e-6)
 
 
-def test_every_listed_error_has_one_status() -> None:
-    assert sorted(status for status, _, _ in STATUS.values()) == [400, 404, 405, 413, 503, 503]
+def test_a_fault_of_ours_is_a_500_that_tells_nothing(
+    app: ModuleType, monkeypatch: pytest.MonkeyPatch, make_event: Callable[..., Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*_: object) -> None:
+        raise ZeroDivisionError("a secret path")
+
+    monkeypatch.setattr(service, "embed", fail)
+    response = app.lambda_handler(make_event('{"text": "a"}'), None)
+    error = error_of(response, 500)
+    assert (error["type"], error["code"]) == ("server_error", "internal_error")
+    assert "secret" not in response["body"]
+    incident, line = map(json.loads, capsys.readouterr().out.splitlines()[-2:])
+    assert incident["incident"] == "ZeroDivisionError"
+    assert "a secret path" in incident["traceback"]
+    assert incident["request_id"] == line["request_id"] == REQUEST_ID
+    assert (line["status"], line["server_errors"]) == (500, 1)
+    with pytest.raises(ZeroDivisionError):
+        app.lambda_handler({"text": "a"}, None)
+
+
+def test_errors_have_documented_statuses() -> None:
+    assert {status.status for status in STATUS.values()} == {400, 404, 405, 413, 500, 503}
+    assert all((status.retry_after is not None) == (status.status == 503) for status in STATUS.values())
+    assert all((status.type == "server_error") == (status.status >= 500) for status in STATUS.values())

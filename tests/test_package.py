@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from benchmarks import slow_files
 from benchmarks.runtime import start_function
 from export import ExportError
 from export.package import UNUSED, package
+from handler import filecheck
 from handler.embedder import Embedder
-from handler.readahead import read_ahead
 from tests.conftest import ROOT
 
 
@@ -65,7 +66,7 @@ def test_threads_follow_the_memory_size(model_cache: Path, memory: str, threads:
     """One thread for one vCPU; for two, the tokenizer's two beside it, which sleep when there is nothing to do."""
     code = (
         "import os, threading, handler.app as app; app.lambda_handler({'text': 'a'}, None);"
-        "[each.join() for each in threading.enumerate()[1:]];"  # the one that reads ahead ends by itself
+        "[each.join() for each in threading.enumerate()[1:]];"  # the one that checks files ends by itself
         "print(os.listdir('/proc/self/task'))"
     )
     if not Path("/proc/self/task").exists():
@@ -93,18 +94,18 @@ def uncached_file(tmp_path: Path) -> Path:
     return path
 
 
-def test_read_ahead_fills_the_page_cache_once(uncached_file: Path) -> None:
-    thread = read_ahead(str(uncached_file))
-    assert thread is not None
-    thread.join()
-    assert read_ahead(str(uncached_file)) is None
+def test_a_checked_file_is_in_the_page_cache(uncached_file: Path) -> None:
+    expected = zlib.crc32(uncached_file.read_bytes())
+    with uncached_file.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        assert filecheck.crc32(str(uncached_file)) == expected
+        assert os.preadv(file.fileno(), [bytearray(5 << 20)], 0, os.RWF_NOWAIT) == 5 << 20
+        assert filecheck.crc32(str(uncached_file)) == expected
 
 
-def test_read_ahead_leaves_errors_to_the_reader(tmp_path: Path) -> None:
-    assert read_ahead(str(tmp_path / "missing")) is None
-    thread = read_ahead(str(tmp_path))  # a folder opens, but cannot be read
-    if thread is not None:
-        thread.join()
+def test_an_empty_file_has_a_checksum(tmp_path: Path) -> None:
+    (tmp_path / "empty").touch()
+    assert filecheck.crc32(str(tmp_path / "empty")) == 0
 
 
 @pytest.fixture

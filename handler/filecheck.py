@@ -1,0 +1,79 @@
+"""Read the files that a model needs, and compare their checksums, while Python is busy with other things.
+
+A damaged byte would otherwise give wrong vectors without an error. Reading ahead, from start to end, also keeps the
+line to a file server busy: page faults of a mapped file ask for 128 KB and wait.
+"""
+
+import mmap
+import os
+import threading
+import zlib
+from os.path import join
+
+from handler.artifact import REBUILD, Artifact, ArtifactCorruptError
+
+CHUNK_BYTES = 1 << 20
+"""Of one read of a file that is not in the page cache."""
+
+
+class FileCheck:
+    """A check under way of the files of one precision."""
+
+    def __init__(self, artifact: Artifact, precision: str) -> None:
+        """Start it. Raises ArtifactNotFoundError as `Artifact.model` does."""
+        files = [
+            (join(artifact.folder, name), artifact.manifest.files[name].crc32) for name in artifact.files_of(precision)
+        ]
+        self._error: ArtifactCorruptError | None = None
+        self._thread = threading.Thread(target=self._run, args=(files,), daemon=True)
+        self._thread.start()
+
+    def finish(self) -> None:
+        """Wait for its end. Raises ArtifactCorruptError that names the first file that is damaged or unreadable."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _run(self, files: list[tuple[str, int]]) -> None:
+        for path, expected in files:
+            try:
+                found = crc32(path)
+            except OSError as error:
+                self._error = ArtifactCorruptError(f"cannot read {path}: {error.strerror}: {REBUILD}")
+                return
+            if found != expected:
+                self._error = ArtifactCorruptError(
+                    f"{path} is damaged: it has CRC-32 {found:08x}, the manifest says {expected:08x}: {REBUILD}"
+                )
+                return
+
+
+def crc32(path: str) -> int:
+    """CRC-32 of a file, which is in the page cache afterwards. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        size = os.fstat(descriptor).st_size
+        if not _is_cached(descriptor, size):
+            buffer = bytearray(CHUNK_BYTES)
+            while os.readv(descriptor, [buffer]):
+                pass
+        if size == 0:
+            return 0
+        # In one call and without a copy: each call from a thread may wait 5 ms for Python's lock.
+        with mmap.mmap(descriptor, size, access=mmap.ACCESS_READ) as content:
+            return zlib.crc32(content)
+    finally:
+        os.close(descriptor)
+
+
+def _is_cached(descriptor: int, size: int) -> bool:
+    """Whether a file's last byte is in the page cache.
+
+    Linux tells by a read that may not wait (preadv2(2), RWF_NOWAIT); elsewhere the answer is False.
+    """
+    if not hasattr(os, "RWF_NOWAIT"):
+        return False
+    try:
+        return os.preadv(descriptor, [bytearray(1)], max(0, size - 1), os.RWF_NOWAIT) == 1
+    except OSError:  # EAGAIN: not cached; EOPNOTSUPP: the file system does not tell
+        return False

@@ -1,0 +1,79 @@
+"""What the service tells of itself: `GET /info`, and the files behind `GET /openapi.json` and `GET /docs`."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import TYPE_CHECKING, Any
+
+from handler.limits import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, MAX_TEXT_CHARACTERS, MAX_TEXTS, max_texts
+
+if TYPE_CHECKING:
+    from handler.embedder import Embedder
+
+_FOLDER = os.path.dirname(os.path.abspath(__file__))
+
+DOCS_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; connect-src 'self'; "
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "x-content-type-options": "nosniff",
+}
+"""The page asks nobody but this service, and no other page may hold it."""
+
+
+def openapi() -> bytes:
+    """The OpenAPI document, which lies beside this file."""
+    return _read("openapi.json")
+
+
+def docs() -> bytes:
+    """The page that documents and tries the API."""
+    return _read("docs.html")
+
+
+def info(embedder: Embedder) -> dict[str, Any]:
+    """The model that is loaded, how near its vectors are to the original's, the limits, and all versions."""
+    import numpy
+    import onnxruntime
+    import orjson
+    import tokenizers
+
+    manifest = embedder.manifest
+    precision = manifest.precisions[embedder.precision]
+    return {
+        "model": manifest.model,
+        "revision": manifest.revision,
+        "artifact_version": manifest.version,
+        "created": manifest.created,
+        "license": manifest.license,
+        "precision": embedder.precision,
+        "recipe": precision.recipe,
+        "dimensions": manifest.dimensions,
+        "max_tokens": manifest.max_tokens,
+        "pooling": manifest.pooling,
+        "normalize": manifest.normalize,
+        "parity": precision.parity._asdict(),
+        "threads": embedder.threads,
+        "limits": {
+            "request_bytes": MAX_REQUEST_BYTES,
+            "response_bytes": MAX_RESPONSE_BYTES,
+            "texts": MAX_TEXTS,
+            "texts_float": max_texts(manifest.dimensions),
+            "texts_base64": max_texts(manifest.dimensions, "base64"),
+            "text_characters": MAX_TEXT_CHARACTERS,
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "onnxruntime": onnxruntime.__version__,
+            "numpy": numpy.__version__,
+            "tokenizers": tokenizers.__version__,
+            "orjson": orjson.__version__,
+        },
+    }
+
+
+def _read(name: str) -> bytes:
+    with open(os.path.join(_FOLDER, name), "rb") as file:
+        return file.read()

@@ -1,0 +1,85 @@
+"""The model, loaded once, and what is done with it for a request."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import orjson
+
+from handler import api, log
+from handler.api import EmbedRequest, Outcome
+from handler.artifact import open_artifact
+from handler.errors import TooLargeError
+from handler.filecheck import FileCheck
+from handler.limits import MAX_RESPONSE_BYTES, escaped_size
+from handler.settings import Settings
+
+if TYPE_CHECKING:
+    from handler.embedder import Embedder
+
+COUNTED_CHARACTERS = 1 << 18
+"""Of a text that must not be cut: so many are tokenized to say how many tokens it has."""
+
+_embedder: Embedder | None = None
+_load_seconds: float | None = None
+"""How long loading took, until the first request after it has told."""
+
+
+def loaded_embedder() -> Embedder:
+    """The model, loaded once; after a failure, tried again at every request.
+
+    Raises ArtifactError, ConfigurationError.
+    """
+    global _embedder, _load_seconds
+    if _embedder is None:
+        started = time.perf_counter()
+        settings = Settings.from_environment()
+        artifact = open_artifact(settings.model_folder)
+        # Before the import, which takes 0.1 s: about what the weights take from EFS into memory.
+        check = FileCheck(artifact, settings.precision)
+        # numpy's BLAS, which nothing here uses, otherwise spends 0.1 s of CPU on threads that wait.
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+        from handler.embedder import Embedder
+
+        embedder = Embedder.from_artifact(artifact, settings.precision, settings.threads, check)
+        # The tokenizer's threads, which it starts at its first text.
+        os.environ.setdefault("RAYON_NUM_THREADS", str(embedder.threads))
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if embedder.threads == 1 else "true")
+        _embedder, _load_seconds = embedder, time.perf_counter() - started
+    return _embedder
+
+
+def embed(request: EmbedRequest, record: log.Record, deadline: float | None) -> bytes:
+    """The JSON of the vectors of a request's texts. `deadline` is a value of `time.monotonic()`.
+
+    Raises the errors of `handler.errors.STATUS`.
+    """
+    record.end_phase("parse")
+    embedder = loaded_embedder()
+    _tell_load(record)
+    manifest = embedder.manifest
+    request.check(manifest)
+    request = request.with_texts_of_tokens(embedder)
+    record.texts = request.texts
+    tokens = embedder.tokenize(request.texts, None if request.truncate else COUNTED_CHARACTERS, deadline)
+    request.check_lengths(tokens, manifest.max_tokens)
+    truncated = tokens.truncated
+    record.tokens, record.truncated = sum(map(len, tokens.ids)), len(truncated)
+    record.end_phase("tokenize")
+    vectors = embedder.run(tokens.ids, request.normalize, deadline)
+    record.end_phase("run")
+    latency = round(record.seconds, 6)
+    outcome = Outcome(api.encode(vectors, request.encoding), record.tokens, truncated, manifest, latency)
+    body = orjson.dumps(request.render(outcome), option=orjson.OPT_SERIALIZE_NUMPY)
+    if (size := escaped_size(body)) > MAX_RESPONSE_BYTES:
+        raise TooLargeError(f"the response of {size} bytes exceeds Lambda's {MAX_RESPONSE_BYTES}: send fewer texts")
+    return body
+
+
+def _tell_load(record: log.Record) -> None:
+    """Say in one record that the model was loaded, and how long it took."""
+    global _load_seconds
+    record.load_seconds, _load_seconds = _load_seconds, None
+    record.end_phase("load")

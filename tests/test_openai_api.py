@@ -1,0 +1,149 @@
+"""OpenAI's contract, inside the handler; tests/test_clients.py shows it with real clients."""
+
+import base64
+import json
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+from handler.embedder import Embedder
+from handler.limits import MAX_TEXTS
+from tests.test_handler import LONG, MODEL, LoadApp, body_of, error_of, function_url_event
+
+TEXTS = ["a longer sentence that comes first", "b", "größe 🙂"]
+
+
+@pytest.fixture(scope="module")
+def token_ids(int8: Embedder) -> list[list[int]]:
+    return int8.tokenize(TEXTS).ids
+
+
+@pytest.fixture
+def app(load_app: LoadApp) -> ModuleType:
+    return load_app()
+
+
+def post(app: ModuleType, fields: dict[str, Any]) -> dict[str, Any]:
+    return app.lambda_handler(function_url_event(json.dumps(fields), path="/v1/embeddings"), None)
+
+
+def get(app: ModuleType, path: str) -> dict[str, Any]:
+    return app.lambda_handler(function_url_event(None, path=path, method="GET"), None)
+
+
+def test_a_list_of_embeddings(app: ModuleType, int8: Embedder) -> None:
+    expected = int8.embed(TEXTS)
+    body = body_of(post(app, {"input": TEXTS, "model": MODEL, "user": "u", "dimensions": 384}))
+    assert set(body) == {"object", "data", "model", "usage"}
+    assert (body["object"], body["model"]) == ("list", MODEL)
+    assert [(row["object"], row["index"]) for row in body["data"]] == [("embedding", index) for index in range(3)]
+    np.testing.assert_array_equal(np.float32([row["embedding"] for row in body["data"]]), expected.vectors)
+    assert body["usage"] == {"prompt_tokens": sum(expected.tokens), "total_tokens": sum(expected.tokens)}
+
+
+def test_base64_is_little_endian_float32(app: ModuleType, int8: Embedder) -> None:
+    body = body_of(post(app, {"input": TEXTS[0], "model": "all-MiniLM-L6-v2", "encoding_format": "base64"}))
+    (row,) = body["data"]
+    vector = np.frombuffer(base64.b64decode(row["embedding"]), "<f4")
+    np.testing.assert_array_equal(vector, int8.embed(TEXTS[:1]).vectors[0])
+
+
+def test_token_ids_of_this_model_are_embedded(app: ModuleType, int8: Embedder, token_ids: list[list[int]]) -> None:
+    expected = int8.embed(TEXTS)
+    body = body_of(post(app, {"input": token_ids, "model": MODEL}))
+    np.testing.assert_array_equal(np.float32([row["embedding"] for row in body["data"]]), expected.vectors)
+    assert body["usage"]["total_tokens"] == sum(expected.tokens)
+    (row,) = body_of(post(app, {"input": token_ids[0], "model": MODEL}))["data"]
+    np.testing.assert_array_equal(np.float32(row["embedding"]), expected.vectors[0])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [9906, 1917],  # cl100k_base's "Hello world", whose ids this vocabulary has too
+        [[9906, 1917]],
+        [[101, 7592, 102], [9906, 1917]],
+        [[101, 100257, 102]],
+        [[101, -5, 102]],
+        [[101, 2**63, 102]],
+    ],
+)
+def test_token_ids_of_another_vocabulary_are_refused_with_the_remedy(app: ModuleType, content: list[Any]) -> None:
+    error = error_of(post(app, {"input": content, "model": MODEL}), 400)
+    assert error["param"] == "input"
+    assert "check_embedding_ctx_length=False" in error["message"]
+
+
+def test_truncation_is_told(app: ModuleType) -> None:
+    response = post(app, {"input": ["a", LONG], "model": MODEL})
+    body = body_of(response)
+    assert body["truncated"] == [1]
+    assert body["usage"]["total_tokens"] == 3 + 256
+    assert response["headers"]["x-truncated-texts"] == "1"
+    error = error_of(post(app, {"input": ["a", LONG], "model": MODEL, "truncate": False}), 400)
+    assert (error["code"], error["param"]) == ("text_too_long", "input[1]")
+    assert "input[1] has 302" in error["message"]
+
+
+INVALID = {
+    "no input": ({"model": MODEL}, "input is missing", "input"),
+    "null input": ({"input": None, "model": MODEL}, "input is missing", "input"),
+    "no model": ({"input": "a"}, "model is missing", "model"),
+    "model is a number": ({"input": "a", "model": 3}, "model is the number 3", "model"),
+    "empty text": ({"input": "", "model": MODEL}, "input is an empty string", "input"),
+    "an empty text": ({"input": ["a", ""], "model": MODEL}, "input[1] is an empty string", "input[1]"),
+    "empty list": ({"input": [], "model": MODEL}, "input is empty", "input"),
+    "empty token array": ({"input": [[101, 102], []], "model": MODEL}, "input[1] is empty", "input[1]"),
+    "an object": ({"input": {"a": 1}, "model": MODEL}, "input is an object", "input"),
+    "texts and tokens": ({"input": ["a", 5], "model": MODEL}, "input[1] is the number 5, not a string", "input[1]"),
+    "tokens and texts": ({"input": [5, "a"], "model": MODEL}, "input[1] is a string, not a token id", "input[1]"),
+    "arrays and tokens": ({"input": [[5], 5], "model": MODEL}, "input[1] is the number 5, not an array", "input[1]"),
+    "a text among tokens": ({"input": [[5, "a"]], "model": MODEL}, "input[0][1] is a string", "input[0][1]"),
+    "a fraction": ({"input": [[5, 1.5]], "model": MODEL}, "input[0][1] is the number 1.5", "input[0][1]"),
+    "a boolean": ({"input": [True], "model": MODEL}, "input[0] is a boolean", "input[0]"),
+    "null": ({"input": [None], "model": MODEL}, "input[0] is null", "input[0]"),
+    "dimensions": ({"input": "a", "model": MODEL, "dimensions": 256}, "dimensions is 256", "dimensions"),
+    "encoding": ({"input": "a", "model": MODEL, "encoding_format": "hex"}, "not float or base64", "encoding_format"),
+    "user": ({"input": "a", "model": MODEL, "user": 5}, "user is the number 5", "user"),
+    "unknown field": ({"input": "a", "model": MODEL, "texts": 5}, "unknown field 'texts'", "texts"),
+}
+
+
+@pytest.mark.parametrize("name", INVALID)
+def test_invalid_requests_are_400(app: ModuleType, name: str) -> None:
+    fields, message, param = INVALID[name]
+    error = error_of(post(app, fields), 400)
+    assert error["type"] == "invalid_request_error"
+    assert error["param"] == param
+    assert message in error["message"]
+
+
+def test_other_models_are_404(app: ModuleType) -> None:
+    for response in (
+        post(app, {"input": "a", "model": "text-embedding-3-small"}),
+        get(app, "/v1/models/text-embedding-3-small"),
+    ):
+        error = error_of(response, 404)
+        assert (error["code"], error["param"]) == ("model_not_found", "model")
+        assert f"set model to {MODEL}" in error["message"]
+
+
+@pytest.mark.parametrize("content", [["a"] * (MAX_TEXTS + 1), [[101, 102]] * (MAX_TEXTS + 1)])
+def test_too_many_inputs_are_413(app: ModuleType, content: list[Any]) -> None:
+    assert f"the limit is {MAX_TEXTS}" in error_of(post(app, {"input": content, "model": MODEL}), 413)["message"]
+
+
+def test_a_response_of_floats_holds_fewer(app: ModuleType, token_ids: list[list[int]]) -> None:
+    for content in (["a"] * MAX_TEXTS, [token_ids[1]] * MAX_TEXTS):
+        error = error_of(post(app, {"input": content, "model": MODEL}), 413)
+        assert "of 2048 with encoding_format base64" in error["message"]
+
+
+def test_models_are_listed_and_found(app: ModuleType) -> None:
+    (model,) = body_of(get(app, "/v1/models"))["data"]
+    assert (model["id"], model["object"], model["owned_by"]) == (MODEL, "model", "sentence-transformers")
+    assert model["created"] > 1_700_000_000
+    for name in (MODEL, "all-MiniLM-L6-v2", MODEL.replace("/", "%2F")):
+        assert body_of(get(app, f"/v1/models/{name}")) == model
