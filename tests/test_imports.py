@@ -53,7 +53,7 @@ def test_a_fresh_process_loads_nothing_else(model_cache: Path) -> None:
     )
     environment = {**os.environ, "MODEL_CACHE_DIR": str(model_cache)}
     ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    modules: dict[str, str | None] = json.loads(ran.stdout)
+    modules: dict[str, str | None] = json.loads(ran.stdout.splitlines()[-1])  # after the log line
     installed = {name.split(".")[0] for name, file in modules.items() if file and "site-packages" in file}
     assert installed == DEPLOYED
     assert not {"torch", "transformers", "onnx", "optimum"} & set(modules)
