@@ -3,11 +3,12 @@ PORT ?= 8080
 BIN := .venv/bin
 MODELS := build/ml-models
 MODEL := $(MODELS)/all-MiniLM-L6-v2/current
+CLIENTS := build/clients
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 # A path and not an import finder, which would cost every start of this Python 10 ms.
 EDITABLE := --config-settings editable_mode=compat --editable
 
-.PHONY: help serve test portability emulation lint format model benchmarks lock clean
+.PHONY: help serve test clients portability emulation lint format model benchmarks lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -17,6 +18,17 @@ serve: $(MODEL) ## Build the model if it is missing, then answer POST http://127
 
 test: lint $(MODEL) ## Run lint, types and all tests (EVAL_DATA=DIR adds the evaluation sets)
 	$(BIN)/python -m pytest
+
+clients: $(CLIENTS)/.done ## Install the clients of the API that tests/test_clients.py runs, apart from all else
+
+# npm replaces the registry in package-lock.json by the one it is configured with.
+$(CLIENTS)/.done: $(addprefix tests/clients/,requirements.txt package.json package-lock.json)
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install --quiet --requirement tests/clients/requirements.txt
+	cp tests/clients/package.json tests/clients/package-lock.json $(CLIENTS)
+	npm ci --prefix $(CLIENTS) --no-audit --no-fund \
+	|| echo "warning: without npm the JavaScript client is not tested: install Node.js 20, then make -B clients"
+	@touch $@
 
 portability: emulation $(MODEL) ## Compare the vectors of this CPU, AVX2-only x86 and Graviton2 (needs qemu-user, root)
 	$(BIN)/python -m pytest tests/test_portability.py

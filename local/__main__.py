@@ -14,6 +14,7 @@ try:
 
     from local.front import FRONTS, front_app
     from local.function import Function, FunctionConfig
+    from local.invoke_api import invoke_app
     from local.runtime_api import runtime_app
 except ModuleNotFoundError as error:
     sys.exit(f"local: {error.name} is missing, install what running locally needs with: pip install '.[local]'")
@@ -23,10 +24,14 @@ def main() -> int:
     arguments = _parse_arguments()
     try:
         asyncio.run(_serve(arguments))
-    except OSError as error:
-        print(f"local: cannot listen on {arguments.host}:{arguments.port}: {error.strerror}", file=sys.stderr)
+    except ListenError as error:
+        print(f"local: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+class ListenError(Exception):
+    """A port cannot be had; the message names it."""
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
@@ -34,32 +39,45 @@ async def _serve(arguments: argparse.Namespace) -> None:
     function: Function
     runtime = await _listen(runtime_app(lambda: function), "127.0.0.1", 0, cancel_on_disconnect=True)
     function = Function(config, runtime_api=f"127.0.0.1:{runtime.addresses[0][1]}")
-    front = None
+    runners = [runtime]
     try:
-        front = await _listen(front_app(function, FRONTS[arguments.payload_format]()), arguments.host, arguments.port)
+        front = front_app(function, FRONTS[arguments.payload_format]())
+        runners.append(await _listen(front, arguments.host, arguments.port))
+        url = _url(runners[-1], arguments.host)
+        if arguments.invoke_port is not None:
+            runners.append(await _listen(invoke_app(function), arguments.host, arguments.invoke_port))
+            print(f"invoke: {_url(runners[-1], arguments.host)}", flush=True)
         await function.warm_up()
-        port = front.addresses[0][1]
-        print(f"""ready: curl -s http://{arguments.host}:{port}/embed -d '{{"text":"vitamin d"}}'""", flush=True)
-        await _until_stopped()
+        stopped = _stop_signal()
+        print(f"""ready: curl -s {url}/embed -d '{{"text":"vitamin d"}}'""", flush=True)
+        await stopped.wait()
     finally:
         await function.stop()
-        for runner in (front, runtime):
-            if runner is not None:
-                await runner.cleanup()
+        for runner in reversed(runners):
+            await runner.cleanup()
 
 
 async def _listen(app: web.Application, host: str, port: int, cancel_on_disconnect: bool = False) -> web.AppRunner:
     runner = web.AppRunner(app, access_log=None, handler_cancellation=cancel_on_disconnect, shutdown_timeout=1.0)
     await runner.setup()
-    await web.TCPSite(runner, host, port).start()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        await runner.cleanup()
+        raise ListenError(f"cannot listen on {host}:{port}: {error.strerror}") from error
     return runner
 
 
-async def _until_stopped() -> None:
+def _url(runner: web.AppRunner, host: str) -> str:
+    return f"http://{host}:{runner.addresses[0][1]}"
+
+
+def _stop_signal() -> asyncio.Event:
+    """Set by Ctrl-C or SIGTERM from now on."""
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    await stopped.wait()
+    return stopped
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -70,6 +88,12 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--folder", type=Path, default=Path(), help="the function's folder; default: this one")
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument("--port", type=int, default=8080, help="0 takes a free one; default: %(default)s")
+    parser.add_argument(
+        "--invoke-port",
+        type=int,
+        metavar="PORT",
+        help="of Lambda's Invoke API, for boto3; 0 takes a free one; default: none",
+    )
     parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help="of an invocation; %(default)s")
     parser.add_argument("--memory", type=int, default=1769, metavar="MB", help="told to the function; %(default)s")
     parser.add_argument(

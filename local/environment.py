@@ -11,7 +11,6 @@ import os
 import signal
 import sys
 import time
-import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +21,15 @@ INIT_SECONDS = 10.0
 
 
 class FunctionError(Exception):
-    """The function gave no result. `kind` is what Lambda calls the error, such as `Sandbox.Timedout`."""
+    """The function gave no result. `kind` is what Lambda calls the error, such as `Sandbox.Timedout`.
 
-    def __init__(self, kind: str, message: str) -> None:
+    `report` is the JSON that the runtime client told of it; None where the runtime client told nothing.
+    """
+
+    def __init__(self, kind: str, message: str, report: bytes | None = None) -> None:
         super().__init__(message)
         self.kind = kind
+        self.report = report
 
 
 @dataclass
@@ -34,10 +37,15 @@ class Invocation:
     """One event on its way through the function."""
 
     event: bytes
-    deadline: float
+    timeout: float
+    """Seconds it may take, counted from here."""
+    request_id: str
+    deadline: float = field(init=False)
     """Unix time in seconds."""
-    request_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     result: asyncio.Future[bytes] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def __post_init__(self) -> None:
+        self.deadline = time.time() + self.timeout
 
     def succeed(self, payload: bytes) -> None:
         if not self.result.done():
@@ -108,7 +116,7 @@ class Environment:
         invocation.result.cancel()
         if not self.alive:
             raise FunctionError("Runtime.ExitError", f"the function's process ended: {describe_exit(self.process)}")
-        raise FunctionError("Sandbox.Timedout", f"{invocation.request_id} Task timed out")
+        raise FunctionError("Sandbox.Timedout", f"Task timed out after {invocation.timeout:.2f} seconds")
 
     async def wait_ready(self, timeout: float) -> float:
         """Seconds that init took.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
+import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +31,11 @@ class FunctionConfig:
     """Told to the function, not enforced."""
     name: str = "local"
     region: str = "us-east-1"
+    account: str = "000000000000"
 
     @property
     def arn(self) -> str:
-        return f"arn:aws:lambda:{self.region}:000000000000:function:{self.name}"
+        return f"arn:aws:lambda:{self.region}:{self.account}:function:{self.name}"
 
     def variables(self, runtime_api: str) -> Mapping[str, str]:
         """The environment variables that Lambda defines ("Defined runtime environment variables")."""
@@ -73,8 +75,8 @@ class Function:
             except FunctionError as error:
                 _log(f"INIT failed: {error.kind}: {error}")
 
-    async def invoke(self, event: bytes) -> bytes:
-        """The JSON result of the handler for a JSON event.
+    async def invoke(self, event: bytes, request_id: str | None = None) -> bytes:
+        """The JSON result of the handler for a JSON event; a request id is made up unless one is given.
 
         Raises FunctionError.
         """
@@ -82,7 +84,7 @@ class Function:
             raise FunctionError("RequestEntityTooLarge", f"the event has {len(event)} bytes, over {MAX_PAYLOAD_BYTES}")
         async with self._turn:
             environment = await self._ready_environment(max(INIT_SECONDS, self.config.timeout))
-            invocation = Invocation(event, deadline=time.time() + self.config.timeout)
+            invocation = Invocation(event, self.config.timeout, request_id or str(uuid.uuid4()))
             _log(f"START RequestId: {invocation.request_id} Version: $LATEST")
             started = time.monotonic()
             try:

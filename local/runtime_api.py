@@ -75,13 +75,14 @@ def _invocation(function: Function, request: web.Request) -> Invocation:
 
 
 async def _read_error(request: web.Request) -> FunctionError:
+    report = await request.read()
     try:
-        data = json.loads(await request.read())
+        data = json.loads(report)
     except ValueError:
         data = None
     fields = data if isinstance(data, dict) else {}
     kind = fields.get("errorType") or request.headers.get(_ERROR_TYPE) or "Runtime.Unknown"
-    return FunctionError(str(kind), str(fields.get("errorMessage") or ""))
+    return FunctionError(str(kind), str(fields.get("errorMessage") or ""), report if fields else None)
 
 
 def _status(status: HTTPStatus) -> web.Response:

@@ -36,7 +36,7 @@ def test_embeds_over_http(start: Callable[..., Local], payload_format: str, int8
     assert local.send("/embed", b"{}").status == 400
     assert local.send("/other", b"{}").status == 404
     answer = local.send("/embed")
-    assert (answer.status, answer.headers["allow"]) == (405, "POST")
+    assert (answer.status, answer.headers["allow"]) == (405, "POST, OPTIONS")
 
 
 def test_the_printed_curl_line_works(start: Callable[..., Local]) -> None:
