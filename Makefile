@@ -1,5 +1,6 @@
 PYTHON ?= python3
 PORT ?= 8080
+ARCHITECTURE ?= x86_64
 BIN := .venv/bin
 MODELS := build/ml-models
 MODEL := $(MODELS)/all-MiniLM-L6-v2/current
@@ -53,6 +54,16 @@ $(MODEL): .venv/serve $(wildcard export/*.py quantize/*.py) quantize/calibration
 benchmarks: .venv/test $(MODEL) ## Measure all, write docs/benchmarks.md and the README's figures (an hour of a quiet machine)
 	$(PIP) $(EDITABLE) '.[export,local,benchmarks,test,peers]'
 	$(BIN)/python -m benchmarks all
+
+# What `sam build` calls, with the folder to fill in ARTIFACTS_DIR.
+build-EmbeddingFunction:
+	$(PYTHON) -m export.package function $(ARTIFACTS_DIR) --architecture $(ARCHITECTURE)
+
+build-LoaderFunction:
+	$(PYTHON) -m export.package loader $(ARTIFACTS_DIR) --architecture $(ARCHITECTURE)
+
+build-ModelLayer: $(MODEL)
+	$(BIN)/python -m export.package model $(ARTIFACTS_DIR)
 
 lock: .venv/test ## Write the versions now installed to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt

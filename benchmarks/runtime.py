@@ -25,8 +25,12 @@ class Started(NamedTuple):
     peak_memory_mb: float
 
 
-def start_function(folder: Path, event: object, environment: Mapping[str, str]) -> Started:
+def start_function(
+    folder: Path, event: object, environment: Mapping[str, str], python: str = sys.executable
+) -> Started:
     """Run `handler.app.lambda_handler` of the package `folder` under `awslambdaric` until it has answered one event.
+
+    `python` is the interpreter, which has `awslambdaric`.
 
     Paths and headers are those of the AWS Lambda Developer Guide, "Using the Lambda runtime API for custom runtimes".
     Raises RuntimeError if the process ends, or reports an error, before its answer.
@@ -78,7 +82,7 @@ def start_function(folder: Path, event: object, environment: Mapping[str, str]) 
     threading.Thread(target=server.serve_forever, daemon=True).start()
     variables = {**environment, "AWS_LAMBDA_RUNTIME_API": f"127.0.0.1:{server.server_port}"}
     variables["LAMBDA_TASK_ROOT"] = str(folder)
-    command = [sys.executable, "-m", "awslambdaric", "handler.app.lambda_handler"]
+    command = [python, "-m", "awslambdaric", "handler.app.lambda_handler"]
     began = time.perf_counter()
     with subprocess.Popen(  # noqa: S603
         command, cwd=folder, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

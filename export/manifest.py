@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -14,7 +14,7 @@ from rich import box
 from rich.table import Table
 
 from export.source import Source
-from handler.artifact import FORMAT_VERSION, MODEL_FILES, FileEntry, Manifest, Parity, Precision, sha256
+from handler.artifact import FORMAT_VERSION, MODEL_FILES, Artifact, FileEntry, Manifest, Parity, Precision, sha256
 from quantize import RECIPES
 
 TOOLS = ("onnx", "onnxruntime", "optimum", "optimum-onnx", "sentence-transformers", "tokenizers", "torch")
@@ -63,6 +63,17 @@ def verified(draft: Manifest, parities: Mapping[str, Parity]) -> Manifest:
     """The manifest with the parity figures of each precision."""
     precisions = {name: entry._replace(parity=parities[name]) for name, entry in draft.precisions.items()}
     return draft._replace(precisions=precisions)
+
+
+def reduced(manifest: Manifest, precisions: Sequence[str]) -> Manifest:
+    """The manifest of a version that has some of another's precisions, and the files that these need."""
+    artifact = Artifact("", manifest)
+    names = {name for precision in precisions for name in artifact.files_of(precision)}
+    part = manifest._replace(
+        precisions={name: manifest.precisions[name] for name in precisions},
+        files={name: entry for name, entry in manifest.files.items() if name in names},
+    )
+    return part._replace(version=_name(part))
 
 
 def summary(manifest: Manifest) -> Table:

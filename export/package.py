@@ -1,54 +1,207 @@
-"""The folder that Lambda runs: the handler with its wheels, without what they do not need at run time, compiled."""
+"""What `sam build` gives to Lambda: `python -m export.package function|loader|model FOLDER`.
+
+function  the handler with its wheels, without what they do not need at run time, compiled
+loader    what copies models from S3 to EFS
+model     the INT8 model, as a layer for where it is not on EFS
+
+From any machine and for each of Lambda's processors: wheels are unpacked, not run. The same sources give the same
+bytes.
+"""
 
 from __future__ import annotations
 
-import compileall
-import py_compile
+import argparse
+import os
+import platform
 import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 from export import ExportError
+from export.stub_library import machine, stub_library, undefined_symbols
 
 ROOT = Path(__file__).parents[1]
+MODEL_FOLDER = ROOT / "build" / "ml-models" / "all-MiniLM-L6-v2"
+ARCHITECTURES = {"x86_64": "x86_64", "arm64": "aarch64"}
+"""Lambda's names -> those of wheels."""
+LAMBDA_PYTHON = "3.13"
+OWN_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
+GLIBC = ("_2_34", "_2_31", "_2_28", "_2_27", "_2_17", "2014")
+"""Of Amazon Linux 2023 (2.34) and older: pip takes a platform literally and not as "or older"."""
 UNUSED = (
     "bin",
+    "**/*.pyi",
+    "**/py.typed",
+    "**/*.dist-info/RECORD",
+    "**/*.dist-info/REQUESTED",
+    "**/*.dist-info/sboms",
     "numpy/**/tests",
     "numpy/_core/include",
     "numpy/_core/lib",
+    "numpy/_core/_simd.*",
+    "numpy/_core/*_tests.*",
+    "numpy/_pyinstaller",
     "numpy/f2py",
-    "numpy/random/lib",
+    "numpy/fft",
+    "numpy/ma",
+    "numpy/polynomial",
+    "numpy/random",
+    "numpy/testing",
     "onnxruntime/capi/libonnxruntime.so*",
     "onnxruntime/datasets",
     "onnxruntime/quantization",
     "onnxruntime/tools",
     "onnxruntime/transformers",
-    "**/*.pyi",
 )
 """What no import of the handler reaches. The library libonnxruntime.so is for C programs: Python has its own copy."""
 EMPTIED = ("numpy/_core/_add_newdocs.py", "numpy/_core/_add_newdocs_scalars.py")
 """Modules that do nothing but give numpy's types and functions their docstrings, for 5 ms of every cold start."""
+BLAS = "libscipy_openblas"
+SELF_TEST = ("numpy/__init__.py", "\n    _sanity_check()\n", "\n    # _sanity_check() is left out: it calls BLAS.\n")
+"""Numpy's test of its BLAS, in every import: the file, the call, and what stands there instead."""
 
 
-def package(target: Path) -> None:
-    """Build the package for this Python and this machine; `target` must not exist.
+def package(target: Path, python: str | None = None, architecture: str | None = None) -> None:
+    """Build the function's package into `target`, which must not exist or be empty.
 
-    Raises ExportError if a wheel cannot be had.
+    `python` is a version such as 3.13, `architecture` x86_64 or arm64; by default those of this process.
+    Raises ExportError if a wheel cannot be had, or if there is no Python of that version to compile with.
     """
-    with (ROOT / "pyproject.toml").open("rb") as file:
-        wheels = tomllib.load(file)["project"]["dependencies"]
-    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    command += ["--target", str(target), "--no-deps", "--no-compile", "--only-binary", ":all:", *wheels]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
-    if ran.returncode != 0:
-        raise ExportError(f"pip cannot install {', '.join(wheels)}: {ran.stderr.strip().splitlines()[-1]}")
+    compiler = interpreter(python or OWN_PYTHON)
+    _install_wheels(target, python or OWN_PYTHON, architecture)
     for pattern in UNUSED:
         for path in list(target.glob(pattern)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name in EMPTIED:
         (target / name).write_text("")
-    shutil.copytree(ROOT / "handler", target / "handler", ignore=shutil.ignore_patterns("__pycache__"))
+    _leave_out_blas(target)
+    _copy_sources(target, "handler")
+    _compile(target, compiler)
+
+
+def package_loader(target: Path, python: str | None = None, architecture: str | None = None) -> None:
+    """As `package`, of the loader, for which Lambda's own boto3 and the reader of manifests are enough."""
+    compiler = interpreter(python or OWN_PYTHON)
+    _install_wheels(target, python or OWN_PYTHON, architecture, only="orjson")
+    _copy_sources(target, "loader")
+    (target / "handler").mkdir()
+    for name in ("__init__.py", "artifact.py"):
+        shutil.copyfile(ROOT / "handler" / name, target / "handler" / name)
+    _compile(target, compiler)
+
+
+def package_model(target: Path, model_folder: Path) -> None:
+    """Put the INT8 part of a model folder's version in use into `target/ml-models`.
+
+    Raises ExportError if it cannot be read or is damaged.
+    """
+    from export.manifest import reduced  # here, since all else needs nothing but Python
+    from handler.artifact import CURRENT, MANIFEST, ArtifactError, open_artifact
+
+    try:
+        artifact = open_artifact(model_folder)
+        artifact.check_digests()
+        manifest = reduced(artifact.manifest, ["int8"])
+    except ArtifactError as error:
+        raise ExportError(str(error)) from error
+    folder = target / "ml-models" / model_folder.name / manifest.version
+    folder.mkdir(parents=True)
+    for name in manifest.files:
+        shutil.copyfile(Path(artifact.folder, name), folder / name)
+    (folder / MANIFEST).write_bytes(manifest.to_json())
+    (folder.parent / CURRENT).write_text(manifest.version + "\n", "utf-8")
+
+
+def _copy_sources(target: Path, name: str) -> None:
+    shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def _compile(target: Path, interpreter: str) -> None:
     # Unchecked: what unzips the package gives the sources other times, and a time that differs costs a compilation.
-    compileall.compile_dir(target, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH)
+    # From inside the folder, so that no path of this machine is in the bytecode.
+    command = [interpreter, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "."]
+    ran = subprocess.run(  # noqa: S603
+        command, cwd=target, capture_output=True, text=True, check=False, env=_reproducible()
+    )
+    if ran.returncode != 0:
+        raise ExportError(f"{interpreter} cannot compile the package: {(ran.stdout + ran.stderr).strip()[-500:]}")
+
+
+def _install_wheels(target: Path, python: str, architecture: str | None, only: str = "") -> None:
+    with (ROOT / "pyproject.toml").open("rb") as file:
+        wheels = [wheel for wheel in tomllib.load(file)["project"]["dependencies"] if wheel.startswith(only)]
+    command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    command += ["--target", str(target), "--no-deps", "--no-compile", "--only-binary", ":all:"]
+    command += ["--implementation", "cp", "--python-version", python]
+    processor = ARCHITECTURES[architecture] if architecture else platform.machine()
+    command += [f"--platform=manylinux{glibc}_{processor}" for glibc in GLIBC]
+    ran = subprocess.run([*command, *wheels], capture_output=True, text=True, check=False)  # noqa: S603
+    if ran.returncode != 0:
+        raise ExportError(
+            f"pip cannot install {', '.join(wheels)} for Python {python} on {processor}: "
+            f"{ran.stderr.strip().splitlines()[-1]}"
+        )
+
+
+def _leave_out_blas(target: Path) -> None:
+    """Put an empty library into the place of OpenBLAS, and remove what only that needs."""
+    (openblas,) = (target / "numpy.libs").glob(f"{BLAS}*.so*")
+    users = [path for path in target.glob("numpy/**/*.so") if openblas.name.encode() in path.read_bytes()]
+    symbols = sorted({name for user in users for name in undefined_symbols(user) if name.startswith("scipy_")})
+    stub = stub_library(openblas.name, symbols, machine(openblas))
+    shutil.rmtree(target / "numpy.libs")
+    openblas.parent.mkdir()
+    openblas.write_bytes(stub)
+    name, call, replacement = SELF_TEST
+    source = (target / name).read_text("utf-8")
+    if source.count(call) != 1:
+        raise ExportError(f"{name} has not the call of numpy's self-test that export/package.py takes out: adapt it")
+    (target / name).write_text(source.replace(call, replacement), "utf-8")
+
+
+def interpreter(python: str) -> str:
+    """A Python of that version, for its bytecode. Raises ExportError if there is none."""
+    if python == OWN_PYTHON:
+        return sys.executable
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
+    found = [shutil.which(f"python{python}"), *(map(str, sorted(pyenv.glob(f"{python}.*/bin/python{python}"))))]
+    for path in filter(None, found):
+        probe = subprocess.run([path, "-c", ""], capture_output=True, check=False)  # noqa: S603
+        if probe.returncode == 0:
+            return path
+    raise ExportError(
+        f"there is no python{python} to compile the package with, without which every cold start would do it: install "
+        f"it (uv python install {python}, pyenv install {python}, or your system's packages) and put it on PATH"
+    )
+
+
+def _reproducible() -> dict[str, str]:
+    """Variables without which sets in bytecode have another order in each build."""
+    return {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": ""}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m export.package", description="Build what Lambda runs.")
+    parser.add_argument("what", choices=["function", "loader", "model"])
+    parser.add_argument("target", type=Path, help="folder, made or empty")
+    parser.add_argument("--python", default=LAMBDA_PYTHON, help="default: %(default)s")
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="x86_64", help="default: %(default)s")
+    parser.add_argument("--model", type=Path, default=MODEL_FOLDER, metavar="DIR", help="default: %(default)s")
+    parsed = parser.parse_args(arguments)
+    try:
+        if parsed.what == "model":
+            package_model(parsed.target, parsed.model)
+        else:
+            build = package if parsed.what == "function" else package_loader
+            build(parsed.target, parsed.python, parsed.architecture)
+    except ExportError as error:
+        print(f"export.package: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,21 +1,29 @@
 """The package that Lambda runs, under the real runtime client, and how it reads its model."""
 
+import base64
+import ctypes
+import json
 import os
+import platform
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from benchmarks import slow_files
+from benchmarks.memory import url_event
 from benchmarks.runtime import start_function
 from export import ExportError
-from export.package import UNUSED, package
+from export.package import ARCHITECTURES, LAMBDA_PYTHON, UNUSED, interpreter, package, package_model
+from export.stub_library import machine, stub_library
 from handler import filecheck
+from handler.artifact import sha256
 from handler.embedder import Embedder
+from tests import portability
 from tests.conftest import ROOT
 
 
@@ -51,7 +59,141 @@ def test_the_package_is_compiled_and_holds_nothing_unused(package_folder: Path) 
     sources = [path for path in package_folder.rglob("*.py") if path.parent != package_folder]
     compiled = {path.parent.parent / path.name.split(".")[0] for path in package_folder.rglob("*.pyc")}
     assert {path.with_suffix("") for path in sources} <= compiled
-    assert sum(path.stat().st_size for path in package_folder.rglob("*") if path.is_file()) < 125e6
+
+
+@pytest.fixture(scope="module", params=ARCHITECTURES)
+def deployed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """Architecture and package of what Lambda runs: its Python, not this one."""
+    if reason := no_python():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp(request.param) / "function"
+    package(folder, LAMBDA_PYTHON, request.param)
+    return request.param, folder
+
+
+def no_python() -> str | None:
+    """Why there is no Python of Lambda's version; None if there is one."""
+    try:
+        interpreter(LAMBDA_PYTHON)
+    except ExportError as error:
+        return str(error)
+    return None
+
+
+def size(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_package_and_model_are_under_100_mb(deployed: tuple[str, Path], model_folder: Path, tmp_path: Path) -> None:
+    package_model(tmp_path, model_folder)
+    assert size(deployed[1]) + size(tmp_path) < 100e6
+
+
+def test_packages_are_of_their_architecture(deployed: tuple[str, Path]) -> None:
+    architecture, folder = deployed
+    libraries = [path for path in folder.rglob("*.so*") if path.is_file()]
+    assert len(libraries) > 5
+    assert {machine(path) for path in libraries} == {{"x86_64": 62, "arm64": 183}[architecture]}
+    assert len(list(folder.rglob("*.cpython-313.pyc"))) > 100
+
+
+def test_two_builds_have_the_same_bytes(deployed: tuple[str, Path], tmp_path: Path) -> None:
+    architecture, folder = deployed
+    package(tmp_path / "again", LAMBDA_PYTHON, architecture)
+    assert digests(tmp_path / "again") == digests(folder)
+
+
+@pytest.fixture(scope="module")
+def lambda_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Lambda's Python with the runtime client, as it is before a function is put there."""
+    if reason := no_python():
+        pytest.skip(reason)
+    folder = tmp_path_factory.mktemp("runtime")
+    subprocess.run([interpreter(LAMBDA_PYTHON), "-m", "venv", str(folder)], check=True)
+    constraints = ["--constraint", str(ROOT / "constraints.txt")]
+    python = str(folder / "bin" / "python")
+    subprocess.run([python, "-m", "pip", "install", "--quiet", *constraints, "awslambdaric"], check=True)
+    return python
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the package for this machine is tested, and this is arm64")
+@pytest.mark.parametrize("deployed", ["x86_64"], indirect=True)
+def test_the_deployed_package_answers_on_lambdas_python(
+    deployed: tuple[str, Path], lambda_python: str, model_folder: Path, tmp_path: Path, int8: Embedder
+) -> None:
+    package_model(tmp_path, model_folder)
+    variables = environment(tmp_path / "ml-models") | {"PYTHONDONTWRITEBYTECODE": "1"}
+    texts = ["vitamin d", "größe 🙂", "word " * 300]
+    event = url_event(json.dumps({"texts": texts, "encoding_format": "base64"}))
+    started = start_function(deployed[1], event, variables, lambda_python)
+    assert started.answer["statusCode"] == 200
+    body = json.loads(started.answer["body"])
+    vectors = [np.frombuffer(base64.b64decode(each), "<f4") for each in body["embeddings"]]
+    np.testing.assert_array_equal(vectors, int8.embed(texts).vectors)
+    assert body["truncated"] == [2]
+
+
+def test_the_arm64_package_runs_on_graviton2(model_folder: Path, tmp_path: Path, int8: Embedder) -> None:
+    """Emulated, with the Python that there is for it, which is not Lambda's version."""
+    if reason := portability.missing("graviton2"):
+        pytest.skip(reason)
+    package(tmp_path / "function", portability.PYTHON, "arm64")
+    package_model(tmp_path, model_folder)
+    code = (
+        "import json, platform, sys, handler.app as app;"
+        "answer = app.lambda_handler(json.loads(sys.argv[1]), None);"
+        "print(json.dumps([platform.machine(), app.__file__, answer]))"
+    )
+    texts = ["vitamin d", "größe 🙂", "word " * 300]
+    command, variables = portability.command("graviton2", ["-c", code, json.dumps({"texts": texts})])
+    function = tmp_path / "function"
+    variables = {**variables, **environment(tmp_path / "ml-models"), "PYTHONPATH": str(function)}
+    ran = subprocess.run(command, cwd=function, env=variables, capture_output=True, text=True, check=True, timeout=300)
+    machine_name, file, answer = json.loads(ran.stdout.splitlines()[-1])
+    assert (machine_name, file) == ("aarch64", str(function / "handler" / "app.py"))
+    np.testing.assert_array_equal(np.float32(answer["embeddings"]), int8.embed(texts).vectors)
+
+
+def test_a_function_of_blas_ends_with_a_message(package_folder: Path) -> None:
+    code = "import numpy as np; print(np.ones(3, np.float32).sum(), flush=True); np.ones((2, 2)) @ np.ones((2, 2))"
+    ran = subprocess.run([sys.executable, "-c", code], cwd=package_folder, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (70, "3.0\n")
+    assert "a function of a library was called that this package leaves out" in ran.stderr
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 57])
+def test_a_stub_library_has_its_functions(tmp_path: Path, count: int) -> None:
+    names = [f"function_{index}" for index in range(count)]
+    path = tmp_path / "libstub.so"
+    path.write_bytes(stub_library("libstub.so", names, machine(Path(sys.executable))))
+    library = ctypes.CDLL(str(path))
+    assert all(hasattr(library, name) for name in names)
+    assert not hasattr(library, "another")
+
+
+def test_stub_libraries_are_for_two_processors() -> None:
+    with pytest.raises(ValueError, match=r"processor 8 is neither x86-64"):
+        stub_library("libstub.so", [], 8)
+
+
+def test_a_model_that_is_damaged_is_not_packaged(copy_model: Callable[[str], Path], tmp_path: Path) -> None:
+    model = copy_model("v1")
+    weights = model / "v1" / "model_int8.onnx_data"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"?")
+    with pytest.raises(ExportError, match=r"model_int8.onnx_data has SHA-256"):
+        package_model(tmp_path / "layer", model)
+    assert not (tmp_path / "layer").exists()
+
+
+def test_a_python_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    with pytest.raises(ExportError, match=r"there is no python3.13 .*: install it"):
+        interpreter("3.13")
 
 
 def test_wheels_that_cannot_be_had_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
