@@ -1,4 +1,4 @@
-"""python -m benchmarks cold-start|latency|throughput|quality|ablation|memory|cost|all|report"""
+"""python -m benchmarks cold-start|latency|throughput|quality|ablation|memory|cost|load|all|report"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ try:
     from rich.console import Console
     from rich.progress import Progress
 
-    from benchmarks import ablation, cold_start, cost, latency, memory, quality, report, throughput
+    from benchmarks import ablation, cold_start, cost, latency, load, memory, quality, report, throughput
     from benchmarks.corpus import (
         Corpus,
         CorpusError,
@@ -32,11 +32,12 @@ try:
     from export.texts import VERIFICATION_TEXTS
     from handler.artifact import ArtifactError
 except ModuleNotFoundError as error:
-    sys.exit(f"benchmarks: {error.name} is missing, install it with: pip install '.[export,benchmarks]'")
+    sys.exit(f"benchmarks: {error.name} is missing, install it with: pip install '.[export,local,benchmarks]'")
 
 
-ALL = ("cold-start", "latency", "throughput", "quality", "memory", "cost")
+ALL = ("cold-start", "latency", "throughput", "quality", "memory", "cost", "load")
 """What `all` measures: everything but the ablation, which is of the recipe and not of the artifact."""
+MEMORY_REQUESTS = 10_000
 
 
 def main() -> int:
@@ -49,7 +50,7 @@ def main() -> int:
             for line in report.write():
                 print(line)
             README.write_text(updated(README.read_text("utf-8")), "utf-8")
-    except (ArtifactError, CorpusError, ExportError, WrongVectorsError) as error:
+    except (ArtifactError, CorpusError, ExportError, load.LoadError, WrongVectorsError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     return 0
@@ -75,6 +76,8 @@ def _measure_and_show(name: str, arguments: argparse.Namespace) -> None:
         if len(row.get("seconds", [])) > 1 and (warning := noise(label, row["seconds"])):
             print(warning)
     print(f"written to {target}")
+    if name == "load":
+        load.check(result)  # after it is stored, because it tells what was wrong
 
 
 _LABELS = ("contender", "mode", "path", "files", "threads", "batch", "tokens")
@@ -99,8 +102,13 @@ def _measure(
         corpus = mixed_length(arguments.texts, arguments.corpus)
         return throughput.run(folder, source, corpus, arguments.threads, rounds, advance, arguments.grid)
     if name == "memory":
-        total(memory.steps(arguments.requests))
-        return memory.run(folder, arguments.requests, advance)
+        requests = arguments.requests or MEMORY_REQUESTS
+        total(memory.steps(requests))
+        return memory.run(folder, requests, advance)
+    if name == "load":
+        requests = arguments.requests or load.REQUESTS
+        total(load.steps(requests))
+        return load.run(folder, arguments.threads[0], requests, advance)
     if name == "cost":
         total(rounds * len(cost.MEMORY_SIZES))
         return cost.run(folder, arguments.texts, rounds, advance)
@@ -131,6 +139,7 @@ _WHICH = (
     "all: every one but the ablation, then the report; "
     "report: docs/benchmarks.md and the README's figures, from the stored results"
 )
+_REQUESTS = f"of memory and load; default: {MEMORY_REQUESTS:,} and {load.REQUESTS:,}"
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -145,7 +154,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--no-grid", dest="grid", action="store_false", help="of throughput: the corpus alone, not batches by length"
     )
-    parser.add_argument("--requests", type=int, default=10_000, metavar="N", help="of memory; default: %(default)s")
+    parser.add_argument("--requests", type=int, metavar="N", help=_REQUESTS)
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N", help="default: 1 2")
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: benchmarks/results/BENCHMARK.json")

@@ -11,6 +11,7 @@ from typing import Any
 
 from benchmarks.corpus import Corpus, Pairs
 from benchmarks.results import Figures, Result
+from export.manifest import file_entry
 from export.verify import compare
 from handler.artifact import MODEL_FILES, Artifact, open_artifact
 from handler.embedder import Embedder
@@ -104,4 +105,5 @@ def _quantized(artifact: Artifact, variant: Variant, workdir: Path) -> Embedder:
     int8 = workdir / MODEL_FILES["int8"]
     int8.unlink()
     variant.recipe.apply(Path(artifact.model("fp32")), int8, calibration.token_ids()[0], lambda done, total: None)
-    return Embedder.from_artifact(Artifact(str(workdir), artifact.manifest))
+    files = {name: file_entry(workdir / name) for name in artifact.manifest.files}
+    return Embedder.from_artifact(Artifact(str(workdir), artifact.manifest._replace(files=files)))

@@ -47,17 +47,19 @@ CALL_SECONDS = 300
 
 # As the runtime client does: JSON is decoded, handled and encoded. A line with the response, then one with the figures.
 _PROGRAM = """
-import json, sys, time
+import json, os, sys, time
+answers, sys.stdout = sys.stdout, open(os.devnull, "w")  # the function logs there
 from handler.app import lambda_handler
 for line in sys.stdin.buffer:
     started = time.perf_counter()
     response = json.dumps(lambda_handler(json.loads(line), None))
     seconds = time.perf_counter() - started
-    print(response, flush=True)
+    print(response, file=answers, flush=True)
     with open("/proc/self/status") as file:
         status = dict(line.split(":", 1) for line in file)
     memory = {name: int(status[name].split()[0]) / 1024 for name in ("VmRSS", "VmHWM")}
-    print(json.dumps({"seconds": seconds, "rss_mb": memory["VmRSS"], "peak_mb": memory["VmHWM"]}), flush=True)
+    figures = {"seconds": seconds, "rss_mb": memory["VmRSS"], "peak_mb": memory["VmHWM"]}
+    print(json.dumps(figures), file=answers, flush=True)
     del response, line
 """
 

@@ -12,6 +12,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 from matplotlib.ticker import NullFormatter
@@ -26,6 +27,7 @@ from benchmarks.cost import (
     dollars_per_billion_tokens,
     dollars_per_million_requests,
 )
+from benchmarks.load import SHARES, percentile, quarters
 from benchmarks.results import Result
 
 Results: TypeAlias = Mapping[str, Result]
@@ -193,6 +195,50 @@ def cost(results: Results) -> Figure:
         panel.set_xlabel("memory size, MB")
     figure.legend(loc="outside lower center", ncols=3)
     return figure
+
+
+@_styled
+def load(results: Results) -> Figure:
+    """Above, percentiles of each kind of request inside the function and for the client; below, memory over the run."""
+    rows = [row for row in results["load"].rows if row["measure"] == "latency"]
+    (memory,) = (row for row in results["load"].rows if row["measure"] == "memory")
+    figure = Figure((7.5, 3.4 + 0.27 * len(rows)))
+    above, below = figure.subplots(2, 1, height_ratios=(0.27 * len(rows), 1.5))
+    sides = (("function_ms", "int8", -0.16, "inside the function"), ("client_ms", "fp32", 0.16, "for the client"))
+    for name, colour, offset, _ in sides:
+        places = {height + offset: row[name] for height, row in enumerate(rows) if row[name]}
+        _percentile_lines(above, places, COLOURS[colour])
+    handles = [Line2D([], [], color=COLOURS[colour], label=label) for _, colour, _, label in sides]
+    for name, marker in zip(SHARES, _MARKS, strict=True):
+        handles.append(Line2D([], [], linestyle="none", marker=marker, color=GREY, label=name))
+    figure.legend(handles=handles, loc="outside upper center", ncols=len(handles), handlelength=1, columnspacing=1.2)
+    above.set_xscale("log")
+    above.minorticks_off()
+    above.xaxis.set_major_formatter(lambda value, _: f"{value:,.6g}")
+    above.set_yticks(range(len(rows)), [row["kind"] for row in rows])
+    above.set(ylim=(len(rows) - 0.5, -0.5), xlabel="ms")
+    above.grid(visible=False, axis="y")
+    below.plot(memory["answered"], memory["rss_mb"], color=COLOURS["int8"], linewidth=1.6)
+    first, last = quarters(memory["rss_mb"])
+    below.set_title(f"median of the first quarter {first:.1f} MB, of the last {last:.1f} MB", loc="right", fontsize=9)
+    below.set(xlabel="requests answered", ylabel="resident memory, MB")
+    below.set_ylim(0, 1.15 * max(memory["rss_mb"]))
+    below.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    below.margins(x=0.01)
+    return figure
+
+
+_MARKS = ("o", "|", ">")
+
+
+def _percentile_lines(axes: Axes, places: Mapping[float, Mapping[str, int]], colour: str) -> None:
+    """Of the histogram at each height a line from the first percentile to the last, with its marks."""
+    values = [[percentile(counts, share) for counts in places.values()] for share in SHARES.values()]
+    axes.hlines(list(places), values[0], values[-1], color=colour, linewidth=1.2)
+    for row, marker in zip(values, _MARKS, strict=True):
+        axes.plot(
+            row, list(places), color=colour, linestyle="none", marker=marker, markersize=7 if marker == "|" else 4
+        )
 
 
 @_styled

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from benchmarks import ablation, cold_start, cost, latency, memory, quality, throughput
+from benchmarks import ablation, cold_start, cost, latency, load, memory, quality, throughput
 from benchmarks.results import FOLDER, Figures, Result, tables
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -87,6 +87,19 @@ SECTIONS: Mapping[str, Section] = {
         cost.figures,
         "Dollars by memory size, with OpenAI's price",
         lambda results: bool(results["cost"].rows),
+    ),
+    "load": Section(
+        "Load",
+        "Requests of all kinds, always the same ones, are sent over connections that are kept alive to one environment "
+        "behind `python -m local`, the runtime client's process included. Of each answer status and every field are "
+        "compared with what must come, vectors to the bit with the library's; each must have a request id of its own, "
+        "and the function's log must have exactly those ids, each once. An environment handles one request at a time, "
+        "so a client's milliseconds are mostly the wait for the requests before its own; Lambda would start more "
+        "environments instead. The client shares the CPUs with what it measures, which holds the requests/s down. "
+        "Percentiles are read from histograms with steps of 2 %.",
+        load.figures,
+        "Percentiles of latency by kind of request, and memory over the run",
+        lambda results: any(row.get("rss_mb") for row in results["load"].rows),
     ),
 }
 

@@ -170,7 +170,7 @@ def open_artifact(folder: str | os.PathLike[str]) -> Artifact:
     if os.path.isfile(join(path, MANIFEST)):
         manifest = _read_manifest(path)
     else:
-        version = _current_version(path)
+        version = current_version(path)
         path = join(path, version)
         manifest = _read_manifest(path)
         if manifest.version != version:
@@ -180,7 +180,11 @@ def open_artifact(folder: str | os.PathLike[str]) -> Artifact:
     return Artifact(path, manifest)
 
 
-def _current_version(model_folder: str) -> str:
+def current_version(model_folder: str) -> str:
+    """The name of the version in use.
+
+    Raises ArtifactNotFoundError or ArtifactCorruptError.
+    """
     path = join(model_folder, CURRENT)
     try:
         with open(path, encoding="utf-8") as file:
@@ -193,7 +197,7 @@ def _current_version(model_folder: str) -> str:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ArtifactCorruptError(f"cannot read {path}: {error}: {REBUILD}") from error
-    if not _is_name(name):
+    if not is_name(name):
         raise ArtifactCorruptError(f"{path} holds {name[:80]!r}, not a version's name: {REBUILD}")
     return name
 
@@ -292,7 +296,7 @@ def _object(data: Any, where: str) -> dict[str, Any]:
 
 
 def _check_values(manifest: Manifest) -> None:
-    if not _is_name(manifest.version):
+    if not is_name(manifest.version):
         raise ValueError(f"manifest.version {manifest.version!r} is not a file name")
     for field in ("dimensions", "max_tokens"):
         if getattr(manifest, field) < 1:
@@ -311,7 +315,7 @@ def _check_values(manifest: Manifest) -> None:
 
 
 def _check_entry(name: str, entry: FileEntry) -> None:
-    if not _is_name(name):
+    if not is_name(name):
         raise ValueError(f"files.{name} is not a plain file name")
     if entry.size < 0:
         raise ValueError(f"files.{name}.size is {entry.size}, not at least 0")
@@ -321,7 +325,7 @@ def _check_entry(name: str, entry: FileEntry) -> None:
         raise ValueError(f"files.{name}.sha256 is {entry.sha256!r}, not 64 hex digits")
 
 
-def _is_name(text: str) -> bool:
+def is_name(text: str) -> bool:
     """Letters, digits, and inside also dots, dashes and underscores, of ASCII: safe as a file name everywhere."""
     return text[:1].isalnum() and text.isascii() and text.translate(_INSIDE_NAMES).isalnum()
 

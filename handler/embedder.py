@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -16,7 +17,7 @@ from tokenizers import Encoding, Tokenizer
 from tokenizers.decoders import WordPiece
 
 from handler.artifact import REBUILD, Artifact, ArtifactCorruptError, Manifest, open_artifact
-from handler.errors import BadVectorError, DeadlineError
+from handler.errors import BadVectorError, TooManyTokensError
 from handler.filecheck import FileCheck
 from handler.pace import Budget, Pace
 
@@ -49,8 +50,6 @@ NORM_TOLERANCE = 1e-3
 LAMBDA_MB_PER_VCPU = 1769
 """Lambda memory that buys one vCPU (AWS Lambda Developer Guide, "Configure Lambda function memory")."""
 
-
-_OUT_OF_TIME = "when the function's time was up: send fewer texts, or raise the function's timeout or memory"
 
 _DECODER = WordPiece(prefix="##", cleanup=False)
 """Joins words by spaces and changes nothing else, unlike the one for people."""
@@ -126,11 +125,14 @@ class Embedder:
         check = check or FileCheck(artifact, precision)
         try:
             tokenizer = load_tokenizer(artifact)
+            # Before the weights are mapped: what cannot be read there ends the process.
+            check.finish()
             session = load_session(artifact, precision)
+        except ArtifactCorruptError:
+            raise
         except Exception as error:  # both libraries raise plain Exceptions for any unreadable file
             check.finish()
             raise ArtifactCorruptError(f"cannot load {artifact.folder}: {error}: {REBUILD}") from error
-        check.finish()
         return cls(artifact.manifest, precision, tokenizer, session, threads)
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
@@ -151,16 +153,27 @@ class Embedder:
 
         The tokens of a text of up to `counted_characters`, by default PREFIX_CHARACTERS, are all counted; of a longer
         one possibly only those of its beginning. `deadline` is a value of `time.monotonic()`.
-        Raises TypeError if `texts` is a str or holds anything but str, DeadlineError past the deadline.
+        Raises TypeError if `texts` is a str or holds anything but str, TooManyTokensError past the deadline.
         """
         if isinstance(texts, str):
             raise TypeError("texts is one str: pass a list of them")
+        if deadline is None or sum(map(len, texts)) <= CHARACTERS_AT_ONCE:
+            return self._tokenize(texts, counted_characters, threading.Event())
+        return _by(deadline, lambda late: self._tokenize(texts, counted_characters, late))
+
+    def _tokenize(self, texts: Sequence[str], counted_characters: int | None, late: threading.Event) -> Tokens:
+        """As `tokenize`. Once `late` is set nobody waits for it any more, and it ends at the next text."""
         ids: list[list[int]] = []
         counts: list[int] = []
         size = PREFIX_CHARACTERS if counted_characters is None else counted_characters
-        for part in _parts([self._shorten(_well_formed(text), size) for text in texts]):
-            if deadline is not None and time.monotonic() > deadline:
-                raise DeadlineError(f"{len(ids)} of {len(texts)} texts were tokenized {_OUT_OF_TIME}")
+        shortened = []
+        for text in texts:
+            if late.is_set():
+                return Tokens([], [])
+            shortened.append(self._shorten(_well_formed(text), size))
+        for part in _parts(shortened):
+            if late.is_set():
+                return Tokens([], [])
             encodings: list[Encoding] = self._tokenizer.encode_batch_fast(part)
             ids += [encoding.ids for encoding in encodings]
             counts += [_count(encoding) for encoding in encodings]
@@ -248,7 +261,7 @@ def normalize(vectors: Vectors) -> Vectors:
 def check_vectors(vectors: Vectors, unit: bool) -> None:
     """Raise BadVectorError, with the number of the first bad row, if a vector is not finite or not of unit norm."""
     squares = np.add.reduce(vectors * vectors, axis=1)  # not by BLAS, which the deployed package leaves out
-    good = np.abs(squares - 1) < NORM_TOLERANCE if unit else squares < np.inf  # false for NaN
+    good = np.abs(squares - 1) < NORM_TOLERANCE if unit else (squares > 0) & (squares < np.inf)  # false for NaN
     if not good.all():
         row = int(np.argmin(good))
         raise BadVectorError(f"the model gave a bad vector for text {row}: its squared norm is {squares[row]}")
@@ -309,6 +322,34 @@ def _for_each(work: Callable[[list[int]], None], runs: Sequence[list[int]], thre
     with ThreadPoolExecutor(threads) as pool:
         for _ in pool.map(work, runs):
             pass
+
+
+def _by(deadline: float, work: Callable[[threading.Event], Tokens]) -> Tokens:
+    """What `work` returns, in a thread of its own, since the tokenizer cannot be interrupted.
+
+    Raises what `work` raises, TooManyTokensError if it has not ended at `deadline`; then the event is set.
+    """
+    late = threading.Event()
+    results: list[Tokens | Exception] = []
+
+    def run() -> None:
+        try:
+            results.append(work(late))
+        except Exception as error:  # noqa: BLE001  raised again below
+            results.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(max(0.0, deadline - time.monotonic()))
+    late.set()
+    if not results:
+        raise TooManyTokensError(
+            "the texts cannot even be split into tokens in the time that the function has: send fewer or shorter "
+            "texts, or raise the function's timeout or memory"
+        )
+    if isinstance(results[0], Exception):
+        raise results[0]
+    return results[0]
 
 
 def _well_formed(text: Any) -> str:

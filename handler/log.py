@@ -107,8 +107,11 @@ def incident(request_id: str, error: Exception) -> None:
 
 def write_line(line: dict[str, Any]) -> None:
     """Print a JSON object in one piece."""
-    sys.stdout.write(to_json(line).decode() + "\n")
-    sys.stdout.flush()
+    try:
+        sys.stdout.write(to_json(line).decode() + "\n")
+        sys.stdout.flush()
+    except (OSError, ValueError):  # a log that cannot be written must not take the answer with it
+        return
 
 
 def to_json(data: Any) -> bytes:

@@ -28,6 +28,11 @@ class Pace:
         self._tokens += tokens
         self._seconds += seconds
 
+    def doubt(self) -> None:
+        """Count what was measured half. What is refused is not measured, and a pace must not stand for ever."""
+        self._tokens /= 2
+        self._seconds /= 2
+
     @property
     def tokens_per_second(self) -> float | None:
         """None until enough has been measured."""
@@ -63,6 +68,7 @@ class Budget:
             return
         rate = pace * self._threads
         if not self._promised and self._tokens > rate * self._seconds:
+            self._pace.doubt()
             raise TooManyTokensError(
                 f"the texts have {self._tokens} tokens, and at {rate:.0f} tokens/s the {max(0.0, self._seconds):.1f} s "
                 f"that the function has are enough for {max(0, int(rate * self._seconds))}: send fewer texts a "

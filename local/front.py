@@ -160,6 +160,8 @@ def front_app(function: Function, front: Front) -> web.Application:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             return front.failure(413)
+        except ConnectionError:  # the client has left in mid-upload: nobody reads what is answered
+            return front.failure(502)
         event = json.dumps(front.event(request, body)).encode()
         try:
             # Shielded: whoever gives up waiting, the function goes on to its result or its own timeout.

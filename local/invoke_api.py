@@ -44,6 +44,8 @@ def invoke_app(function: Function) -> web.Application:
             response = await _invoke(function, request, request_id, queued)
         except InvokeError as error:
             response = _refusal(error)
+        except ConnectionError:  # the client has left in mid-upload: nobody reads what is answered
+            response = web.Response(status=HTTPStatus.BAD_REQUEST)
         response.headers["x-amzn-RequestId"] = request_id
         return response
 

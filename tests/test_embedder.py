@@ -208,7 +208,8 @@ def test_vectors_that_are_not_finite_are_refused(value: float) -> None:
 @pytest.mark.parametrize("norm", [0, 0.99, 1.01])
 def test_unit_vectors_of_another_norm_are_refused(norm: float) -> None:
     vectors = np.float32([[0, 1], [norm, 0]])
-    check_vectors(vectors, unit=False)
+    if norm:
+        check_vectors(vectors, unit=False)
     with pytest.raises(BadVectorError, match="for text 1"):
         check_vectors(vectors, unit=True)
 

@@ -111,9 +111,28 @@ def _cost(measured: bool = True) -> Result:
     return _result("cost", rows, **given)
 
 
+def _load(samples: bool = True) -> Result:
+    counts = {"1.5": 90, "3": 9, "20": 1}
+    run = {"measure": "run", "seconds": [1.0], "start_seconds": 0.4, "right": 100, "texts": 90, "tokens": 900}
+    kinds = [
+        {"measure": "latency", "kind": kind, "requests": 100, "right": 100, "client_ms": counts, "function_ms": inside}
+        for kind, inside in (("one text", counts), ("413", {}))
+    ]
+    rows: list[dict[str, Any]] = [
+        {**run, "sent_bytes": 2**20, "received_bytes": 2**21},
+        {"measure": "faults", "counts": {}, "examples": []},
+        {"measure": "memory", "answered": [50, 100], "rss_mb": [90.0, 90.5]} if samples else _NO_SAMPLES,
+        *kinds,
+    ]
+    return _result("load", rows, requests=100, connections=16, threads=1)
+
+
+_NO_SAMPLES = {"measure": "memory", "answered": [], "rss_mb": []}
+
+
 @pytest.fixture
 def results() -> Mapping[str, Result]:
-    made = [_cold_start(), _latency(), _throughput(), _quality(), _ablation(), _memory(), _cost()]
+    made = [_cold_start(), _latency(), _throughput(), _quality(), _ablation(), _memory(), _cost(), _load()]
     return {result.benchmark: result for result in made}
 
 
@@ -143,7 +162,7 @@ def test_document_has_every_table_of_every_result(results: Mapping[str, Result])
 def test_plots_are_written_and_linked(folder: Path) -> None:
     assert report.write(folder / "docs") == []
     links = _links(folder / "docs")
-    assert links == {f"benchmarks/{name}.svg" for name in ("cold-start", "throughput", "quality", "cost")}
+    assert links == {f"benchmarks/{name}.svg" for name in ("cold-start", "throughput", "quality", "cost", "load")}
     for link in links:
         svg = (folder / "docs" / link).read_text("utf-8")
         assert svg.startswith("<?xml")
@@ -156,7 +175,7 @@ def test_the_same_results_give_the_same_bytes(folder: Path) -> None:
         report.write(folder / name)
         paths = sorted(path for path in (folder / name).rglob("*") if path.is_file())
         written.append({path.relative_to(folder / name): path.read_bytes() for path in paths})
-    assert len(written[0]) == 5
+    assert len(written[0]) == 6
     assert written[0] == written[1]
 
 
@@ -170,7 +189,12 @@ def test_a_missing_result_is_named_and_left_out(name: str, folder: Path) -> None
 
 
 def test_results_without_the_samples_of_a_plot_have_none(results: Mapping[str, Result]) -> None:
-    reduced = {**results, "throughput": _throughput(grid=False), "cost": _cost(measured=False)}
+    reduced = {
+        **results,
+        "throughput": _throughput(grid=False),
+        "cost": _cost(measured=False),
+        "load": _load(samples=False),
+    }
     assert report.plotted(reduced) == ["cold-start", "quality"]
     assert "no cgroups" in report.document(reduced)
 

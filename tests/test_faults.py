@@ -1,0 +1,727 @@
+"""Faults provoked for real and survived: a vector is the right one to the bit, or there is none.
+
+Over HTTP under the real runtime client wherever that is possible; where many cases are tried, in this process.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import re
+import shlex
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import onnx
+import orjson
+import pytest
+
+from benchmarks import slow_files
+from benchmarks.cgroups import Limits, limited, unavailable
+from export.manifest import file_entry
+from handler.artifact import MANIFEST, ArtifactError, Manifest, open_artifact, parse_manifest
+from handler.embedder import Embedder
+from handler.pace import Pace
+from loader import store
+from tests.conftest import MODEL_NAME
+from tests.servers import ROOT, Answer, Local
+from tests.test_log import lines_of
+
+TEXT = "vitamin d"
+REQUEST = json.dumps({"text": TEXT}).encode()
+NAMES = ("manifest.json", "tokenizer.json", "model_int8.onnx", "model_int8.onnx_data")
+RETRY_AFTER = {"model_unavailable": "5", "deadline_exceeded": "1"}
+Start = Callable[..., Local]
+LoadApp = Callable[..., ModuleType]
+
+
+@pytest.fixture
+def model(model_folder: Path, tmp_path: Path) -> Iterator[Path]:
+    """A model folder that may be damaged: version `v1`, INT8 alone. Its parent is a MODEL_CACHE_DIR."""
+    folder = tmp_path / "models" / MODEL_NAME
+    write_version(model_folder, folder / "v1")
+    (folder / "current").write_text("v1\n")
+    yield folder
+    shutil.rmtree(folder)
+
+
+def write_version(model_folder: Path, target: Path) -> None:
+    """Copy the INT8 part of the version in use."""
+    artifact = open_artifact(model_folder)
+    target.mkdir(parents=True)
+    for name in artifact.files_of("int8"):
+        shutil.copyfile(Path(artifact.folder, name), target / name)
+    write_manifest(target, int8_alone(artifact.manifest, target.name))
+
+
+def int8_alone(manifest: Manifest, version: str) -> Manifest:
+    files = {name: entry for name, entry in manifest.files.items() if name in NAMES}
+    return manifest._replace(version=version, files=files, precisions={"int8": manifest.precisions["int8"]})
+
+
+def write_manifest(version: Path, manifest: Manifest) -> None:
+    (version / MANIFEST).write_bytes(manifest.to_json())
+
+
+@pytest.fixture
+def start_under(start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Start:
+    """Start `python -m local` by way of a line of shell, whose last command gets it as its arguments."""
+
+    def start_one(shell: str, **variables: str) -> Local:
+        wrapper = tmp_path / "python"
+        wrapper.write_text(f'#!/bin/sh\n{shell} {shlex.quote(sys.executable)} "$@"\n')
+        wrapper.chmod(0o755)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "executable", str(wrapper))
+            return start(**variables)
+
+    return start_one
+
+
+def check_vector(answer: Answer, int8: Embedder, text: str = TEXT) -> None:
+    assert answer.status == 200, answer.body
+    np.testing.assert_array_equal(np.float32(answer.json()["embedding"]), int8.embed([text]).vectors[0])
+
+
+def check_error(answer: Answer, status: int, code: str, *parts: str) -> str:
+    """Check an error's shape, and that its message has these parts. The message."""
+    body = answer.json()
+    assert answer.status == status, body
+    assert set(body) == {"error", "request_id"}
+    error = body["error"]
+    assert set(error) == {"message", "type", "param", "code"}
+    assert (error["code"], error["type"]) == (code, "server_error" if status >= 500 else "invalid_request_error")
+    assert body["request_id"] == answer.headers["x-request-id"]
+    assert answer.headers.get("retry-after") == RETRY_AFTER.get(code)
+    for part in parts:
+        assert part in error["message"]
+    return str(error["message"])
+
+
+def check_killed(answer: Answer) -> None:
+    """What a Function URL answers where the function's process has ended."""
+    assert (answer.status, answer.body) == (502, b"Internal Server Error")
+
+
+def ask(app: ModuleType, body: bytes = REQUEST) -> Answer:
+    """What a Function URL's event gets from a handler in this process."""
+    context = {"http": {"method": "POST", "path": "/embed"}, "requestId": "one"}
+    event = {"version": "2.0", "rawPath": "/embed", "headers": {}, "requestContext": context, "body": body.decode()}
+    result = app.lambda_handler(event, None)
+    return Answer(result["statusCode"], result["headers"], result["body"].encode())
+
+
+def pid_of_function(local: Local) -> int:
+    """The process that runs the handler: the only child of `python -m local`."""
+    children = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile
+            _, parent = path.read_text().rpartition(")")[2].split()[:2]  # proc_pid_stat(5): state, ppid
+            children += [int(path.parent.name)] * (int(parent) == local.process.pid)
+    (pid,) = children
+    return pid
+
+
+def kill_function(local: Local) -> None:
+    """The next request meets a fresh environment."""
+    pid = pid_of_function(local)
+    os.kill(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{pid}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, path.stat().st_size - 2)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+def flip(path: Path, position: int, bit: int) -> None:
+    """Change one bit; size and everything else stay."""
+    with path.open("r+b") as file:
+        file.seek(position)
+        (value,) = file.read(1)
+        file.seek(position)
+        file.write(bytes([value ^ 1 << bit]))
+
+
+def flip_last(path: Path) -> None:
+    """The last byte that is not white space: a manifest or `current` ends with a newline, which means nothing."""
+    flip(path, path.stat().st_size - (2 if path.name in ("current", MANIFEST) else 1), 1)
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "missing": Path.unlink,
+    "cut": cut,
+    "empty": empty,
+    "a folder": replace_by_folder,
+    "flipped": flip_last,
+}
+
+
+def path_of(model: Path, name: str) -> Path:
+    return model / name if name == "current" else model / "v1" / name
+
+
+@contextmanager
+def damaged(path: Path, damage: Callable[[Path], object]) -> Iterator[None]:
+    """A file is put right when the block ends."""
+    whole = path.read_bytes()
+    damage(path)
+    yield
+    if path.is_dir():
+        path.rmdir()
+    path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("name", ["current", *NAMES])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_503_until_it_is_whole(
+    load_app: LoadApp, model: Path, name: str, damage: str, int8: Embedder
+) -> None:
+    path = path_of(model, name)
+    with damaged(path, DAMAGES[damage]):
+        app = load_app(MODEL_CACHE_DIR=str(model.parent))
+        # A wrong `current` names a version that is not there, and that is what the message is about.
+        named = str(model) if name == "current" else str(path)
+        for _ in range(2):
+            check_error(ask(app), 503, "model_unavailable", named)
+    check_vector(ask(app), int8)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("current", "missing"),
+        ("manifest.json", "cut"),
+        ("tokenizer.json", "a folder"),
+        ("model_int8.onnx", "missing"),
+        ("model_int8.onnx", "flipped"),
+        ("model_int8.onnx_data", "empty"),
+        ("model_int8.onnx_data", "flipped"),
+    ],
+)
+def test_a_damaged_file_is_503_over_http(start: Start, model: Path, name: str, damage: str, int8: Embedder) -> None:
+    path = path_of(model, name)
+    with damaged(path, DAMAGES[damage]):
+        local = start(MODEL_CACHE_DIR=str(model.parent))
+        check_error(local.send("/embed", REQUEST), 503, "model_unavailable", str(model))
+        check_error(local.send("/health"), 503, "model_unavailable", str(model))
+    check_vector(local.send("/embed", REQUEST), int8)
+    assert local.send("/health").json() == {"status": "ok"}
+
+
+def test_a_model_that_comes_late_is_served(start: Start, model: Path, int8: Embedder) -> None:
+    model.parent.rename(model.parent.with_name("elsewhere"))
+    local = start(MODEL_CACHE_DIR=str(model.parent))
+    check_error(local.send("/embed", REQUEST), 503, "model_unavailable", str(model), "python -m export")
+    model.parent.with_name("elsewhere").rename(model.parent)
+    check_vector(local.send("/embed", REQUEST), int8)
+
+
+def test_another_format_is_503_and_tells_both(start: Start, model: Path, int8: Embedder) -> None:
+    manifest = open_artifact(model).manifest
+    with damaged(
+        model / "v1" / MANIFEST, lambda path: write_manifest(path.parent, manifest._replace(format_version=2))
+    ):
+        local = start(MODEL_CACHE_DIR=str(model.parent))
+        answer = local.send("/embed", REQUEST)
+        check_error(answer, 503, "model_unavailable", "format_version is 2, this reader knows 3", MANIFEST)
+    check_vector(local.send("/embed", REQUEST), int8)
+
+
+def positions(size: int, count: int, seed: str) -> list[tuple[int, int]]:
+    """Places of bits: the first and the last bytes, and others at random."""
+    chosen = random.Random(seed)
+    places = [0, 1, size // 2, size - 2, size - 1, *(chosen.randrange(size) for _ in range(count))]
+    return [(place, chosen.randrange(8)) for place in places]
+
+
+@pytest.mark.parametrize("name", NAMES[1:])
+def test_one_flipped_bit_gives_no_vector(load_app: LoadApp, model: Path, name: str, int8: Embedder) -> None:
+    path = path_of(model, name)
+    app = None
+    for place, bit in positions(path.stat().st_size, 20, name):
+        flip(path, place, bit)
+        app = app or load_app(MODEL_CACHE_DIR=str(model.parent))
+        check_error(ask(app), 503, "model_unavailable", f"{path} is damaged")
+        flip(path, place, bit)
+    assert app is not None
+    check_vector(ask(app), int8)
+
+
+def test_any_flipped_bit_of_the_manifest_is_found_or_means_nothing(model: Path) -> None:
+    """All of them, in this process: most would give a manifest that looks right."""
+    whole = (model / "v1" / MANIFEST).read_bytes()
+    manifest = parse_manifest(orjson.loads(whole))
+    harmless = 0
+    for place, bit in ((place, bit) for place in range(len(whole)) for bit in range(8)):
+        changed = bytearray(whole)
+        changed[place] ^= 1 << bit
+        try:
+            found = parse_manifest(orjson.loads(changed))
+        except ValueError:
+            continue
+        assert found == manifest, f"bit {bit} of byte {place}"
+        harmless += 1
+    assert harmless < len(whole) / 100
+
+
+@pytest.mark.parametrize("name", ["current", MANIFEST])
+def test_one_flipped_bit_of_a_short_file_gives_the_right_vector_or_none(
+    load_app: LoadApp, model: Path, name: str, int8: Embedder
+) -> None:
+    path = path_of(model, name)
+    for place, bit in positions(path.stat().st_size, 15, name):
+        flip(path, place, bit)
+        app = load_app(MODEL_CACHE_DIR=str(model.parent))
+        answer = ask(app)
+        if answer.status != 200:
+            check_error(answer, 503, "model_unavailable", str(model))
+        else:
+            check_vector(answer, int8)
+        flip(path, place, bit)
+    check_vector(ask(app), int8)
+
+
+def test_unreadable_files_are_503_by_name(start_under: Start, model: Path, int8: Embedder) -> None:
+    """Root reads what it likes, unless it is started without the capabilities for that."""
+    shell = "exec"
+    if os.geteuid() == 0:
+        if not shutil.which("setpriv"):
+            pytest.skip("root reads all files, and setpriv, which takes that from it, is missing")
+        shell = "exec setpriv --bounding-set=-dac_override,-dac_read_search --"
+    paths = [*(path_of(model, name) for name in ("current", *NAMES)), model / "v1", model]
+    modes = {path: path.stat().st_mode for path in paths}
+    model.chmod(0)
+    local = start_under(shell, MODEL_CACHE_DIR=str(model.parent))
+    model.chmod(modes[model])
+    for path in paths:
+        path.chmod(0)
+        answer = local.send("/embed", REQUEST)
+        path.chmod(modes[path])
+        check_error(answer, 503, "model_unavailable", str(path), "Permission denied")
+    check_vector(local.send("/embed", REQUEST), int8)
+
+
+def install(model_folder: Path, model: Path, version: str) -> None:
+    """Put a copy of the version in use into use under another name, as an export does."""
+    with store.staging(model) as workdir:
+        write_version(model_folder, workdir / version)
+        store.install(workdir / version, model, version)
+
+
+def test_a_version_replaced_while_serving_is_served_from_the_next_start(
+    start: Start, model_folder: Path, model: Path, int8: Embedder
+) -> None:
+    local = start(MODEL_CACHE_DIR=str(model.parent))
+    texts = [f"{TEXT} {number}" for number in range(120)]
+    with ThreadPoolExecutor(4) as pool:
+        answers = [pool.submit(local.send, "/embed", json.dumps({"text": text}).encode()) for text in texts]
+        install(model_folder, model, "v2")
+        shutil.rmtree(model / "v1")
+        for text, answer in zip(texts, answers, strict=True):
+            check_vector(answer.result(), int8, text)
+    check_vector(local.send("/embed", REQUEST), int8)
+    assert local.send("/info").json()["artifact_version"] == "v1"
+    kill_function(local)
+    assert local.send("/info").json()["artifact_version"] == "v2"
+    check_vector(local.send("/embed", REQUEST), int8)
+
+
+def test_loading_while_versions_come_and_go_gives_one_whole_version(
+    model_folder: Path, model: Path, int8: Embedder
+) -> None:
+    """A reader that met a version on its way out says which file is gone, and the next attempt finds the new one."""
+    stop = threading.Event()
+
+    def replace() -> None:
+        number = 1
+        while not stop.is_set():
+            number += 1
+            install(model_folder, model, f"v{number}")
+            shutil.rmtree(model / f"v{number - 1}")
+
+    expected = int8.embed([TEXT]).vectors
+    loaded: set[str] = set()
+    messages = []
+    with ThreadPoolExecutor(1) as pool:
+        replacing = pool.submit(replace)
+        try:
+            while len(loaded) < 5:
+                try:
+                    embedder = Embedder.load(model)
+                except ArtifactError as error:
+                    messages.append(str(error))
+                    continue
+                np.testing.assert_array_equal(embedder.embed([TEXT]).vectors, expected)
+                loaded.add(embedder.manifest.version)
+        finally:
+            stop.set()
+        replacing.result()
+    assert all(str(model) in message for message in messages)
+
+
+@pytest.fixture
+def failing_model(model: Path, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
+    """A MODEL_CACHE_DIR on a file system that fails, and the file that says where it does."""
+    if reason := slow_files.unavailable():
+        pytest.skip(reason)
+    mount, faults = tmp_path / "mount", tmp_path / "faults"
+    mount.mkdir()
+    faults.touch()
+    command = [sys.executable, "-m", "tests.programs.failing_files", str(model.parent), str(mount), str(faults)]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL) as process:
+        try:
+            while not mount.is_mount():
+                if process.poll() is not None:
+                    pytest.skip(f"cannot mount {mount}: the file system ended with status {process.returncode}")
+                time.sleep(0.01)
+            yield mount, faults
+        finally:
+            subprocess.run(["umount", "--lazy", str(mount)], check=False, stderr=subprocess.DEVNULL)
+            process.terminate()
+
+
+WHOLE = (0, 1 << 30)
+
+
+@pytest.mark.parametrize(
+    ("name", "failing"),
+    [
+        *((name, WHOLE) for name in NAMES[:-1]),
+        ("model_int8.onnx_data", (0, 1)),
+        ("model_int8.onnx_data", (20_000_000, 20_000_001)),
+        ("model_int8.onnx_data", WHOLE),
+    ],
+)
+def test_an_unreadable_disk_is_503_until_it_reads_again(
+    start: Start, failing_model: tuple[Path, Path], name: str, failing: tuple[int, int], int8: Embedder
+) -> None:
+    cache, faults = failing_model
+    faults.write_text("{} {} {}\n".format(name, *failing))
+    local = start(MODEL_CACHE_DIR=str(cache))
+    path = str(cache / MODEL_NAME / "v1" / name)
+    check_error(local.send("/embed", REQUEST), 503, "model_unavailable", path, "Input/output error")
+    faults.write_text("")
+    check_vector(local.send("/embed", REQUEST), int8)
+
+
+def test_weights_that_cannot_be_read_any_more_end_the_process_and_no_other(
+    start: Start, failing_model: tuple[Path, Path], int8: Embedder
+) -> None:
+    """A mapped page that the system has dropped and cannot read again ends the process by SIGBUS: no vector."""
+    cache, faults = failing_model
+    weights = cache / MODEL_NAME / "v1" / "model_int8.onnx_data"
+    local = start(MODEL_CACHE_DIR=str(cache))
+    check_vector(local.send("/embed", REQUEST), int8)
+    faults.write_text(f"{weights.name} 0 {weights.stat().st_size}\n")
+    weights.open("rb").close()  # drops the pages
+    check_killed(local.send("/embed", REQUEST))
+    local.wait_for_log("SIGBUS")
+    faults.write_text("")
+    check_vector(local.send("/embed", REQUEST), int8)
+
+
+def test_weights_cut_while_serving_end_the_process_and_are_named_by_the_next(
+    start: Start, model: Path, int8: Embedder
+) -> None:
+    local = start(MODEL_CACHE_DIR=str(model.parent))
+    check_vector(local.send("/embed", REQUEST), int8)
+    weights = model / "v1" / "model_int8.onnx_data"
+    with damaged(weights, empty):
+        check_killed(local.send("/embed", REQUEST))
+        local.wait_for_log("SIGBUS")
+        check_error(local.send("/embed", REQUEST), 503, "model_unavailable", f"{weights} has 0 bytes")
+    check_vector(local.send("/embed", REQUEST), int8)
+
+
+def multiply_output(model: Path, factor: float) -> None:
+    """Make a version `bad` whose hidden states are multiplied, and put it into use. All its checksums are right."""
+    bad = model / "bad"
+    (model / "v1").rename(bad)
+    proto = onnx.load(bad / "model_int8.onnx", load_external_data=False)
+    (output,) = proto.graph.output
+    proto.graph.node[-1].output[0] = "right"
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(factor), "factor"))
+    proto.graph.node.append(onnx.helper.make_node("Mul", ["right", "factor"], [output.name]))
+    onnx.save(proto, bad / "model_int8.onnx")
+    manifest = parse_manifest(orjson.loads((bad / MANIFEST).read_bytes()))
+    files = {**manifest.files, "model_int8.onnx": file_entry(bad / "model_int8.onnx")}
+    write_manifest(bad, manifest._replace(version="bad", files=files))
+    (model / "current").write_text("bad\n")
+
+
+@pytest.mark.parametrize("factor", [np.nan, np.inf, 0.0, 1e30])
+def test_a_model_that_computes_nonsense_answers_no_vector(start: Start, model: Path, factor: float) -> None:
+    multiply_output(model, factor)
+    local = start(MODEL_CACHE_DIR=str(model.parent))
+    requests: list[tuple[str, dict[str, Any]]] = [
+        ("/embed", {"text": TEXT}),
+        ("/embed", {"texts": [TEXT, "b"], "encoding_format": "base64"}),
+        ("/", {"inputs": TEXT}),
+        ("/v1/embeddings", {"input": TEXT, "model": MODEL_NAME}),
+        ("/embed", {"text": TEXT}),
+    ]
+    for path, body in requests:
+        answer = local.send(path, json.dumps(body).encode())
+        check_error(answer, 500, "bad_vector", "bad vector for text 0")
+        incident, record = lines_of(local, 2, answer.headers["x-request-id"])
+        assert incident["incident"] == "BadVectorError"
+        assert (record["status"], record["level"], record["error"]["code"]) == (500, "ERROR", "bad_vector")
+    assert local.send("/embed", b"{}").status == 400
+
+
+@pytest.mark.parametrize("factor", [np.nan, np.inf, 0.0])
+@pytest.mark.filterwarnings("ignore:.* encountered in:RuntimeWarning")  # numpy's, which end no process outside of tests
+def test_nonsense_is_no_vector_without_normalization_either(load_app: LoadApp, model: Path, factor: float) -> None:
+    multiply_output(model, factor)
+    app = load_app(MODEL_CACHE_DIR=str(model.parent))
+    check_error(ask(app, json.dumps({"text": TEXT, "normalize": False}).encode()), 500, "bad_vector")
+
+
+def many(count: int, words: int = 40) -> bytes:
+    """A request of many different texts."""
+    return json.dumps({"texts": [f"{number} {'vitamin ' * words}" for number in range(count)]}).encode()
+
+
+def test_a_process_killed_in_a_request_is_a_502_for_it_alone(start: Start, int8: Embedder) -> None:
+    local = start()
+    pid = pid_of_function(local)
+    with ThreadPoolExecutor(3) as pool:
+        killed = pool.submit(local.send, "/embed", many(1000))
+        local.wait_for_log("START RequestId")
+        waiting = [pool.submit(local.send, "/embed", REQUEST) for _ in range(2)]
+        time.sleep(0.3)
+        assert not killed.done()
+        os.kill(pid, signal.SIGKILL)
+        check_killed(killed.result())
+        for answer in waiting:
+            check_vector(answer.result(), int8)
+    check_vector(local.send("/embed", REQUEST), int8)
+    assert pid_of_function(local) != pid
+
+
+def test_more_tokens_than_the_time_allows_are_refused_and_nobody_is_killed(start: Start, int8: Embedder) -> None:
+    local = start("--timeout", "1")
+    for _ in range(2):  # the very first request too
+        message = check_error(local.send("/embed", many(1000)), 413, "too_many_tokens")
+        found = re.search(r"the texts have (\d+) tokens, .* are enough for (\d+): send fewer", message)
+        assert found, message
+        tokens, enough = map(int, found.groups())
+        assert 0 < enough < tokens
+        check_vector(local.send("/embed", REQUEST), int8)
+    count = max(1, enough // 10 * 1000 // tokens)
+    answer = local.send("/embed", many(count))
+    expected = int8.embed(json.loads(many(count))["texts"]).vectors
+    np.testing.assert_array_equal(np.float32(answer.json()["embeddings"]), expected)
+    assert not any("Task timed out" in line for line in local.log)
+
+
+@pytest.fixture
+def start_limited(start: Start) -> Iterator[Start]:
+    """Start `python -m local` with a function that has so much memory and CPU at most; and the groups it is in."""
+    if reason := unavailable():
+        pytest.skip(reason)
+    with ExitStack() as stack:
+
+        def start_one(memory_mb: int | None, cpus: float | None, *arguments: str) -> tuple[Local, Limits]:
+            limits = stack.enter_context(limited(memory_mb, cpus))
+            folders = ":".join(map(str, limits.folders))
+            local = start("tests.programs.limited.lambda_handler", *arguments, CGROUPS=folders)
+            stack.callback(stop, local)  # before the groups go, or the next process could not enter them
+            return local, limits
+
+        yield start_one
+
+
+def stop(local: Local) -> None:
+    local.process.terminate()
+    local.process.wait(timeout=20)
+
+
+@pytest.mark.parametrize(
+    ("text", "truncate"), [("a", True), (" ", True), (".", False)], ids=["long words", "white space", "punctuation"]
+)
+def test_texts_that_take_long_to_tokenize_are_answered_in_time(
+    start_limited: Callable[..., tuple[Local, Limits]], text: str, truncate: bool, int8: Embedder
+) -> None:
+    """With the time that Lambda gives unless told otherwise, and the CPU of 512 MB."""
+    local, _ = start_limited(None, 0.29, "--timeout", "3")
+    body = json.dumps({"texts": [text * 1_000_000] * 6, "truncate": truncate}).encode()
+    answer = local.send("/embed", body, content_type="application/json")
+    assert "x-request-id" in answer.headers, answer  # the function's own answer
+    if answer.status != 200:
+        code = answer.json()["error"]["code"]
+        check_error(answer, {"text_too_long": 400, "too_many_tokens": 413, "deadline_exceeded": 503}[code], code)
+    check_vector(local.send("/embed", REQUEST), int8)
+    assert not any("Task timed out" in line for line in local.log)
+
+
+def test_a_pace_that_drops_in_a_request_is_503(load_app: LoadApp, int8: Embedder) -> None:
+    """The embedder believes that it is very fast, begins, and sees that it is not."""
+    app = load_app()
+    app.RESERVED_SECONDS = 0.0
+    embedder = app.service.loaded_embedder()
+    embedder.pace.add(10**7, 1e-3)
+
+    class Context:
+        aws_request_id = "one"
+
+        def get_remaining_time_in_millis(self) -> int:
+            return 500
+
+    event = {"version": "2.0", "rawPath": "/embed", "requestContext": {"http": {"method": "POST"}}}
+    result = app.lambda_handler(event | {"body": many(1000).decode()}, Context())
+    answer = Answer(result["statusCode"], result["headers"], result["body"].encode())
+    message = check_error(answer, 503, "deadline_exceeded")
+    done, tokens = map(int, re.findall(r"(\d+) of (\d+) tokens", message)[0])
+    assert 0 < done < tokens
+    embedder.pace = Pace()
+    check_vector(ask(app), int8)
+
+
+def test_a_process_out_of_memory_is_a_502_for_it_alone(
+    start_limited: Callable[..., tuple[Local, Limits]], int8: Embedder
+) -> None:
+    local, limits = start_limited(128, None)
+    check_vector(local.send("/embed", REQUEST), int8)
+    assert not limits.out_of_memory()
+    large = {"texts": ["." * 1_000_000] * 5, "truncate": False}
+    check_killed(local.send("/embed", json.dumps(large).encode(), content_type="application/json"))
+    assert limits.out_of_memory()
+    local.wait_for_log("SIGKILL")
+    check_vector(local.send("/embed", REQUEST), int8)
+
+
+READ_ONLY = """set -e
+folders=$(awk '$2 !~ "^/(proc|sys)" {print $2}' /proc/mounts)
+for folder in $folders; do
+    mount -o remount,bind,ro "$folder" || true
+done
+for folder in $folders "$HOME" "$PWD" /tmp; do
+    if touch "$folder/probe" 2> /dev/null; then
+        echo "$folder can be written" >&2
+        exit 1
+    fi
+done
+exec "$@"
+"""
+
+
+def test_a_read_only_system_is_enough(start_under: Start, tmp_path: Path, int8: Embedder) -> None:
+    script = tmp_path / "read-only"
+    script.write_text(READ_ONLY)
+    command = ["unshare", "--mount", "sh", str(script)]
+    probe = subprocess.run(["sh", "-c", '"$@" true', "sh", *command], capture_output=True, text=True, check=False)
+    if probe.returncode:
+        pytest.skip(f"nothing can be made read-only here: {probe.stderr}")
+    local = start_under(f"exec {shlex.join(command)}", HOME=str(tmp_path))
+    for path in ("/docs", "/openapi.json", "/info", "/health"):
+        assert local.send(path).status == 200
+    check_vector(local.send("/embed", REQUEST), int8)
+    kill_function(local)
+    check_vector(local.send("/embed", REQUEST), int8)
+
+
+def test_nothing_is_written_where_it_could_be(start: Start, tmp_path: Path, int8: Embedder) -> None:
+    home, temporary = tmp_path / "home", tmp_path / "tmp"
+    home.mkdir()
+    temporary.mkdir()
+    local = start(HOME=str(home), TMPDIR=str(temporary), XDG_CACHE_HOME=str(home / "cache"))
+    check_vector(local.send("/embed", REQUEST), int8)
+    assert [*home.iterdir(), *temporary.iterdir()] == []
+
+
+def test_a_clock_that_goes_backwards_changes_nothing(start: Start, int8: Embedder) -> None:
+    local = start("tests.programs.falling_clock.lambda_handler")
+    for _ in range(3):
+        answer = local.send("/embed", REQUEST)
+        check_vector(answer, int8)
+        assert 0 <= answer.json()["latency"] < 60
+    records = lines_of(local, 3)
+    stamps = [record["_aws"]["Timestamp"] for record in records]
+    assert stamps == sorted(stamps, reverse=True)
+    assert all(value >= 0 for record in records for value in [record["latency_ms"], *record["phases_ms"].values()])
+
+
+def raw_request(local: Local, body: bytes = REQUEST) -> tuple[socket.socket, bytes]:
+    """A connection, and a request that may be sent over it in any manner."""
+    host, port = local.url.removeprefix("http://").split(":")
+    head = f"POST /embed HTTP/1.1\r\nhost: {host}\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    return socket.create_connection((host, int(port)), timeout=60), head.encode() + body
+
+
+def receive(connection: socket.socket) -> Answer:
+    data = b"".join(iter(functools.partial(connection.recv, 1 << 16), b""))
+    head, _, body = data.partition(b"\r\n\r\n")
+    return Answer(int(head.split()[1]), {}, body)
+
+
+@pytest.mark.parametrize("abruptly", [True, False])
+@pytest.mark.parametrize("sent", [0.5, 0.99, 1.0])
+def test_clients_that_leave_early_disturb_nobody(start: Start, sent: float, abruptly: bool, int8: Embedder) -> None:
+    local = start()
+    for _ in range(5):
+        connection, request = raw_request(local, many(20))
+        with connection:
+            connection.sendall(request[: int(sent * len(request))])
+            if abruptly:  # a reset instead of an end
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    check_vector(local.send("/embed", REQUEST), int8)
+    assert not any("Traceback" in line for line in local.log), local.log
+
+
+def test_slow_clients_are_answered_and_keep_nobody_waiting(start: Start, int8: Embedder) -> None:
+    local = start()
+    connections = [raw_request(local) for _ in range(10)]
+    for place in range(len(connections[0][1])):
+        for connection, request in connections:
+            connection.sendall(request[place : place + 1])
+        if place % 40 == 0:
+            check_vector(local.send("/embed", REQUEST), int8)
+    for connection, _ in connections:
+        with connection:
+            check_vector(receive(connection), int8)
+
+
+def test_a_hundred_clients_get_each_their_own_answer_once(start: Start, int8: Embedder) -> None:
+    local = start()
+    texts = [f"client number {number} asks for this" for number in range(100)]
+    gate = threading.Barrier(len(texts))
+
+    def client(text: str) -> Answer:
+        gate.wait()
+        return local.send("/embed", json.dumps({"text": text}).encode())
+
+    with ThreadPoolExecutor(len(texts)) as pool:
+        answers = list(pool.map(client, texts))
+    for text, answer in zip(texts, answers, strict=True):
+        check_vector(answer, int8, text)
+    ids = [answer.headers["x-request-id"] for answer in answers]
+    assert len(set(ids)) == len(texts)
+    assert sorted(line["request_id"] for line in lines_of(local, len(texts))) == sorted(ids)
