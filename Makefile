@@ -5,11 +5,12 @@ BIN := .venv/bin
 MODELS := build/ml-models
 MODEL := $(MODELS)/all-MiniLM-L6-v2/current
 CLIENTS := build/clients
+AWS := build/aws
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 # A path and not an import finder, which would cost every start of this Python 10 ms.
 EDITABLE := --config-settings editable_mode=compat --editable
 
-.PHONY: help serve test clients portability emulation lint format model benchmarks lock clean
+.PHONY: help serve test clients aws-tools portability emulation lint format model benchmarks lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -31,6 +32,13 @@ $(CLIENTS)/.done: $(addprefix tests/clients/,requirements.txt package.json packa
 	|| echo "warning: without npm the JavaScript client is not tested: install Node.js 20, then make -B clients"
 	@touch $@
 
+aws-tools: $(AWS)/.done ## Install AWS's tools and a stand-in for AWS, for the tests of template, loader and publishing
+
+$(AWS)/.done: tests/aws/requirements.txt
+	$(PYTHON) -m venv $(AWS)
+	$(AWS)/bin/python -m pip --disable-pip-version-check install --quiet --requirement $<
+	@touch $@
+
 portability: emulation $(MODEL) ## Compare the vectors of this CPU, AVX2-only x86 and Graviton2 (needs qemu-user, root)
 	$(BIN)/python -m pytest tests/test_portability.py
 
@@ -48,7 +56,10 @@ format: .venv/test ## Apply the style
 
 model: $(MODEL) ## Build the artifact folder build/ml-models
 
-$(MODEL): .venv/serve $(wildcard export/*.py quantize/*.py) quantize/calibration.jsonl handler/artifact.py
+# What else is in export/ makes no other model.
+NOT_THE_BUILD := $(addprefix export/,__main__.py deployment.py package.py publish.py stub_library.py upload.py)
+
+$(MODEL): .venv/serve $(filter-out $(NOT_THE_BUILD),$(wildcard export/*.py quantize/*.py)) quantize/calibration.jsonl handler/artifact.py
 	$(BIN)/python -m export --output $(MODELS)
 
 benchmarks: .venv/test $(MODEL) ## Measure all, write docs/benchmarks.md and the README's figures (an hour of a quiet machine)
@@ -81,5 +92,5 @@ clean: ## Remove the virtual environment and everything built
 	@touch $@
 
 .venv/test: .venv/serve
-	$(PIP) $(EDITABLE) '.[export,local,benchmarks,test]'
+	$(PIP) $(EDITABLE) '.[aws,export,local,benchmarks,test]'
 	@touch $@

@@ -11,11 +11,12 @@ import pytest
 
 from tests.conftest import ROOT
 
-OURS = {"handler", "quantize", "export", "local", "benchmarks", "tests"}
+OURS = {"handler", "quantize", "loader", "export", "local", "benchmarks", "tests"}
 ALLOWED = {
     "handler": set(),
     "quantize": set(),
-    "export": {"quantize", "handler"},
+    "loader": {"handler"},
+    "export": {"quantize", "handler", "loader"},
     "local": set(),
     "benchmarks": {"handler", "export", "quantize"},
 }
@@ -42,6 +43,11 @@ def test_packages_import_only_what_the_design_allows(package: str) -> None:
 def test_handler_imports_only_what_is_deployed() -> None:
     third_party = imported_packages("handler") - set(sys.stdlib_module_names) - OURS
     assert third_party == DEPLOYED
+
+
+def test_loader_imports_only_what_lambdas_runtime_brings_and_orjson() -> None:
+    third_party = imported_packages("loader") - set(sys.stdlib_module_names) - OURS
+    assert third_party == {"boto3", "botocore", "orjson"}
 
 
 def test_a_fresh_process_loads_nothing_else(model_cache: Path) -> None:

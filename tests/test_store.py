@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from export import ExportError, store
 from handler.artifact import MANIFEST, ArtifactError, open_artifact
+from loader import store
+from loader.errors import BusyError
 from tests.conftest import ROOT
 
 CopyModel = Callable[[str], Path]
@@ -29,8 +30,7 @@ def built(model: Path, tmp_path: Path) -> Path:
     for path in (model / "v1").iterdir():
         (folder / path.name).hardlink_to(path)
     (folder / MANIFEST).unlink()
-    manifest = (model / "v1" / MANIFEST).read_bytes().replace(b'"version": "v1"', b'"version": "v2"')
-    (folder / MANIFEST).write_bytes(manifest)
+    (folder / MANIFEST).write_bytes(open_artifact(model).manifest._replace(version="v2").to_json())
     return folder
 
 
@@ -111,7 +111,7 @@ def test_leftovers_of_a_killed_export_are_removed(model: Path) -> None:
 def test_two_exports_at_once_are_refused(model: Path) -> None:
     with (
         store.staging(model),
-        pytest.raises(ExportError, match=f"another export is writing to {model}"),
+        pytest.raises(BusyError, match=f"another process is writing to {model}"),
         store.staging(model),
     ):
         pass

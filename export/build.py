@@ -1,0 +1,96 @@
+"""The build of an artifact folder: source -> ONNX -> INT8 -> verified -> installed."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+try:
+    from export import ExportError
+    from export.manifest import describe, summary, verified
+    from export.mapping import map_weights
+    from export.progress import Steps
+    from export.source import DEFAULT_MODEL, fetch, identify
+    from export.texts import VERIFICATION_TEXTS
+    from export.to_onnx import to_onnx
+    from export.verify import reference_vectors, verify
+    from handler.artifact import MANIFEST, MODEL_FILES, TOKENIZER, Artifact, ArtifactError, Parity
+    from loader import store
+    from loader.errors import LoaderError
+    from quantize import DEFAULT_RECIPE, OWN_TEXTS, RECIPES, Calibration, QuantizationError, quantize
+except ModuleNotFoundError as error:
+    sys.exit(f"export: {error.name} is missing, install what the export needs with: pip install '.[export]'")
+
+
+def main(command_line: Sequence[str]) -> int:
+    arguments = _parse_arguments(command_line)
+    try:
+        build(arguments)
+    except (ExportError, LoaderError, QuantizationError, ArtifactError) as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"export: cannot write {error.filename or arguments.output}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def build(arguments: argparse.Namespace) -> None:
+    """The steps in order."""
+    steps = Steps(total=6)
+    model_folder = arguments.output / identify(arguments.model, arguments.model_id).split("/")[-1]
+    with store.staging(model_folder) as workdir:
+        built = workdir / "version"
+        built.mkdir()
+        with steps.step(f"get {arguments.model}", live=False):
+            source = fetch(arguments.model, arguments.model_id, arguments.revision, workdir)
+            (built / TOKENIZER).write_bytes(source.tokenizer.read_bytes())
+        float32 = (built if "fp32" in arguments.precision else workdir) / MODEL_FILES["fp32"]
+        with steps.step("export to float32 ONNX"):
+            to_onnx(source.folder, float32, workdir)
+        with steps.step(f"quantize to INT8, recipe {arguments.recipe}") as advance:
+            if "int8" in arguments.precision:
+                calibration = Calibration(source.tokenizer, source.max_tokens, arguments.calibration)
+                quantize(float32, built / MODEL_FILES["int8"], arguments.recipe, calibration, advance)
+                map_weights(built / MODEL_FILES["int8"])
+        with steps.step("embed the verification texts with sentence-transformers"):
+            reference = reference_vectors(source.folder, VERIFICATION_TEXTS)
+        draft = describe(source, built, reference.shape[1], arguments.recipe)
+        parities: dict[str, Parity] = {}
+        with steps.step("compare the artifact's vectors with them") as advance:
+            for precision in draft.precisions:
+                artifact = Artifact(str(built), draft)
+                parities[precision] = verify(artifact, precision, VERIFICATION_TEXTS, reference, advance)
+        manifest = verified(draft, parities)
+        with steps.step(f"install version {manifest.version} in {model_folder}"):
+            (built / MANIFEST).write_bytes(manifest.to_json())
+            is_new = store.install(built, model_folder, manifest.version)
+    steps.console.print(summary(manifest))
+    print(f"{model_folder}: version {manifest.version} is in use{'' if is_new else ', unchanged'}")
+
+
+def _parse_arguments(command_line: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m export",
+        description="Build an artifact folder.",
+        epilog="python -m export publish --help: put its version into a deployed stack.",
+    )
+    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="ID|FOLDER", help="default: %(default)s")
+    parser.add_argument("--model-id", metavar="ID", help="which model a FOLDER holds; default: a copy of the default")
+    parser.add_argument("--revision", help="the hub's commit; default: the pinned one, else the newest")
+    parser.add_argument("--output", type=Path, default=Path("build/ml-models"), metavar="DIR", help="%(default)s")
+    parser.add_argument("--precision", type=_precisions, default="int8,fp32", help="default: %(default)s")
+    parser.add_argument("--recipe", choices=RECIPES, default=DEFAULT_RECIPE, help="of INT8; default: %(default)s")
+    parser.add_argument(
+        "--calibration", type=Path, default=OWN_TEXTS, metavar="FILE", help="your own texts for it, JSONL or lines"
+    )
+    return parser.parse_args(command_line)
+
+
+def _precisions(value: str) -> list[str]:
+    names = value.split(",")
+    if not set(names) <= set(MODEL_FILES):
+        raise argparse.ArgumentTypeError(f"{value} is not a list of {', '.join(MODEL_FILES)}")
+    return names

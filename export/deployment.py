@@ -1,0 +1,255 @@
+"""A deployed stack, as publishing needs it: what it has put where, how to ask its functions, and AWS's errors in words.
+
+What the caller's credentials must allow: cloudformation:DescribeStacks on the stack; s3:GetObject, s3:PutObject and
+s3:ListBucket on the bucket; lambda:InvokeFunction on the loader and on the function's alias. `restart` alone needs
+more: cloudformation:GetTemplate and cloudformation:UpdateStack, and, unless the stack has a service role, what a
+deployment needs.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import boto3
+from botocore import exceptions as boto
+from botocore.config import Config
+
+from export import ExportError
+
+GENERATION = "MODEL_GENERATION"
+"""The function's environment variable whose value means nothing: a new one makes a new version of the function."""
+RESTART_SECONDS = 1800.0
+POLL_SECONDS = 3.0
+
+_GENERATION_LINE = re.compile(rf"""(["']?\b{GENERATION}["']?\s*:\s*)("[^"]*"|'[^']*'|[\w.-]+)""")
+_DONE = ("UPDATE_COMPLETE", "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS")
+_CONFIG = Config(connect_timeout=10, retries={"mode": "standard", "total_max_attempts": 3})
+# A load takes minutes, and is the same if it is asked for twice.
+_INVOKE_CONFIG = _CONFIG.merge(Config(read_timeout=910, tcp_keepalive=True))
+
+
+class PublishError(ExportError):
+    """Publishing cannot go on; the message says what is wrong and what to do."""
+
+
+class FunctionFailedError(PublishError):
+    """A deployed function ended with an error of its own."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """Where a stack has what publishing needs."""
+
+    region: str
+    bucket: str
+    loader: str | None
+    """Name of the loader function; None if nobody has told."""
+    function: str | None = None
+    """The alias of the function that embeds; None if no stack was named."""
+    url: str | None = None
+    stack: str | None = None
+    precision: str | None = None
+    """Which the function runs."""
+
+
+@dataclass(frozen=True)
+class Served:
+    """What the deployed function says of itself."""
+
+    model: str
+    version: str
+    precision: str
+
+
+class Aws:
+    """The calls. Each raises PublishError."""
+
+    def __init__(self) -> None:
+        with aws_errors("use your AWS profile"):
+            # AWS's other tools know AWS_REGION too, boto3 does not.
+            self._session = boto3.Session(region_name=os.environ.get("AWS_REGION") or None)
+        if not self._session.region_name:
+            raise PublishError(
+                "no region is set: set AWS_REGION to the stack's, such as us-east-1, or region in your profile"
+            )
+        self.region: str = self._session.region_name
+
+    def client(self, service: str, config: Config = _CONFIG) -> Any:
+        with aws_errors(f"use {service}"):
+            return self._session.client(service, config=config)
+
+    def find(self, stack: str) -> Deployment:
+        """The deployment that a stack's outputs describe."""
+        found = self._describe(stack)
+        outputs = {output["OutputKey"]: output["OutputValue"] for output in found.get("Outputs", ())}
+        if outputs.get("ModelStorage") == "package":
+            raise PublishError(
+                f"stack {stack} has the model in the function's package (ModelStorage=package), there is nothing to "
+                "publish to: deploy it again with the model that you have (make model, sam build, sam deploy), or with "
+                "ModelStorage=efs"
+            )
+        missing = [name for name in ("ArtifactBucketName", "LoaderName", "FunctionAlias", "Url") if name not in outputs]
+        if missing:
+            raise PublishError(
+                f"stack {stack}, now {found['StackStatus']}, has no output {', '.join(missing)}: wait until it is "
+                "deployed, or deploy it anew with this project's template.yaml"
+            )
+        parameters = {each["ParameterKey"]: each.get("ParameterValue") for each in found.get("Parameters", ())}
+        return Deployment(
+            region=self.region,
+            bucket=outputs["ArtifactBucketName"],
+            loader=outputs["LoaderName"],
+            function=outputs["FunctionAlias"],
+            url=outputs["Url"].rstrip("/"),
+            stack=stack,
+            precision=parameters.get("Precision"),
+        )
+
+    def invoke(self, function: str, event: Mapping[str, Any]) -> Any:
+        """The function's result. Raises FunctionFailedError with what the function raised."""
+        client = self.client("lambda", _INVOKE_CONFIG)
+        with aws_errors(f"invoke {function}"):
+            response = client.invoke(FunctionName=function, Payload=json.dumps(event).encode())
+            result = json.loads(response["Payload"].read())
+        if "FunctionError" in response:
+            kind, message = result.get("errorType", "error"), result.get("errorMessage", "without a message")
+            remedy = (
+                ": run it again; if it lasts, give it more Timeout or MemorySize" if kind == "Sandbox.Timedout" else ""
+            )
+            raise FunctionFailedError(f"{function} failed: {kind}: {message}{remedy}")
+        return result
+
+    def served(self, function: str) -> Served:
+        """What `GET /info` says, as an event of the Function URL."""
+        http = {"method": "GET", "path": "/info"}
+        event = {"version": "2.0", "rawPath": "/info", "headers": {}, "requestContext": {"http": http}}
+        response = self.invoke(function, {**event, "rawQueryString": "", "isBase64Encoded": False})
+        body = json.loads(response["body"])
+        if response["statusCode"] != 200:
+            raise PublishError(f"{function} answers {response['statusCode']}: {body['error']['message']}")
+        return Served(body["model"], body["artifact_version"], body["precision"])
+
+    def embed(self, function: str, texts: Sequence[str]) -> Any:
+        """Vectors of texts, as nested lists."""
+        return self.invoke(function, {"texts": list(texts)})["embeddings"]
+
+    def restart(self, stack: str, bucket: str, generation: str) -> None:
+        """Replace all environments of the function, by a version of it that differs in MODEL_GENERATION alone.
+
+        Published versions of a function never change, and no call ends environments that run: only a new version has
+        new ones. Made by CloudFormation and not by PublishVersion and UpdateAlias, so that traffic moves, is watched
+        and moved back as in a deployment, and the alias is where the next deployment's CodeDeploy expects it. The
+        template is changed and not a parameter, because SAM names versions by the template's text (issue 3820 of
+        aws/serverless-application-model), and the template before the transformation, as that alone is transformed.
+        """
+        client = self.client("cloudformation")
+        with aws_errors(f"restart the function of stack {stack}"):
+            parameters = self._describe(stack).get("Parameters", ())
+            template = client.get_template(StackName=stack, TemplateStage="Original")["TemplateBody"]
+            client.update_stack(
+                StackName=stack,
+                TemplateURL=self._put_template(stack, bucket, with_generation(template, generation)),
+                Parameters=[{"ParameterKey": each["ParameterKey"], "UsePreviousValue": True} for each in parameters],
+                Capabilities=["CAPABILITY_IAM", "CAPABILITY_NAMED_IAM", "CAPABILITY_AUTO_EXPAND"],
+            )
+        self._wait_for_update(stack)
+
+    def _put_template(self, stack: str, bucket: str, template: str) -> str:
+        """The URL of a template: this project's has nearly the 51,200 bytes that a request may have."""
+        client = self.client("s3")
+        key = f".templates/{stack}"  # no model's name begins so
+        client.put_object(Bucket=bucket, Key=key, Body=template.encode())
+        return f"{client.meta.endpoint_url}/{bucket}/{key}"
+
+    def _wait_for_update(self, stack: str) -> None:
+        deadline = time.monotonic() + RESTART_SECONDS
+        while (found := self._describe(stack))["StackStatus"] not in _DONE:
+            status, reason = found["StackStatus"], found.get("StackStatusReason", "")
+            if not status.endswith("_IN_PROGRESS") or "ROLLBACK" in status:
+                raise PublishError(
+                    f"the restart failed, stack {stack} is {status} ({reason}): its old environments go on; see the "
+                    f"stack's events: aws cloudformation describe-stack-events --stack-name {stack}"
+                )
+            if time.monotonic() > deadline:
+                raise PublishError(f"stack {stack} is {status} after {RESTART_SECONDS:.0f} s: see the stack's events")
+            time.sleep(POLL_SECONDS)
+
+    def _describe(self, stack: str) -> dict[str, Any]:
+        client = self.client("cloudformation")
+        with aws_errors(
+            f"find stack {stack}", {"ValidationError": f"in region {self.region}: see sam list, AWS_REGION"}
+        ):
+            found: dict[str, Any] = client.describe_stacks(StackName=stack)["Stacks"][0]
+        return found
+
+
+def with_generation(template: str | Mapping[str, Any], generation: str) -> str:
+    """A template with another value of MODEL_GENERATION. boto3 gives a template in JSON as a mapping.
+
+    >>> with_generation("Variables:\\n  MODEL_GENERATION: '0'\\n", "v2")
+    'Variables:\\n  MODEL_GENERATION: "v2"\\n'
+    """
+    text = template if isinstance(template, str) else json.dumps(template)
+    text, found = _GENERATION_LINE.subn(lambda match: f'{match[1]}"{generation}"', text)
+    if found != 1:
+        raise PublishError(
+            f"the stack's template sets {GENERATION} {found} times, not once: deploy the stack anew with this "
+            "project's template.yaml, and all environments take the version in use"
+        )
+    return text
+
+
+_CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or sign in with: aws sso login"
+_NETWORK = "see whether this machine reaches AWS, and whether AWS_REGION is a region"
+_REMEDIES: Mapping[type[Exception], str] = {
+    boto.NoCredentialsError: _CREDENTIALS,
+    boto.PartialCredentialsError: _CREDENTIALS,
+    boto.CredentialRetrievalError: _CREDENTIALS,
+    boto.SSOError: "sign in with: aws sso login",
+    boto.ProfileNotFound: "set AWS_PROFILE to one that aws configure list-profiles names",
+    boto.NoRegionError: "set AWS_REGION to the stack's, such as us-east-1",
+    boto.ConnectionError: _NETWORK,
+    boto.HTTPClientError: _NETWORK,
+    boto.ParamValidationError: "give the name that the stack's outputs have",
+}
+_CODE_REMEDIES: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("AccessDenied", "AccessDeniedException", "403"),
+        "your credentials must allow what the first lines of export/deployment.py list",
+    ),
+    **dict.fromkeys(
+        (
+            *("ExpiredToken", "ExpiredTokenException", "RequestExpired", "InvalidAccessKeyId", "InvalidClientTokenId"),
+            *("SignatureDoesNotMatch", "InvalidSignatureException", "UnrecognizedClientException"),
+        ),
+        _CREDENTIALS,
+    ),
+    **dict.fromkeys(("NoSuchBucket", "404"), "give the stack's output ArtifactBucketName as --bucket, or --stack"),
+    "ResourceNotFoundException": "give the stack's output LoaderName as --loader, or --stack",
+    "TooManyRequestsException": "all environments are busy: run it again later",
+}
+
+
+@contextmanager
+def aws_errors(doing: str, remedies: Mapping[str, str] | None = None) -> Iterator[None]:
+    """boto3's errors in one sentence. `remedies` are for codes that mean something of their own in this call."""
+    try:
+        yield
+    except boto.ClientError as error:
+        code = error.response.get("Error", {}).get("Code", "")
+        remedy = {**_CODE_REMEDIES, **(remedies or {})}.get(code, "if it lasts, see AWS's documentation of the code")
+        raise PublishError(f"cannot {doing}: {_in_a_line(error)}: {remedy}") from error
+    except boto.BotoCoreError as error:
+        known = [remedy for kind, remedy in _REMEDIES.items() if isinstance(error, kind)]
+        raise PublishError(f"cannot {doing}: {_in_a_line(error)}: {known[0] if known else 'run it again'}") from error
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())

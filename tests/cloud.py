@@ -1,0 +1,235 @@
+"""AWS on this machine for tests: moto's server for S3 and CloudFormation, our functions behind Lambda's Invoke API.
+
+Real boto3 clients reach it by AWS_ENDPOINT_URL_S3, _CLOUDFORMATION and _LAMBDA.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+import boto3
+import psutil
+import pytest
+
+from export.manifest import reduced
+from handler.artifact import MANIFEST, Manifest, open_artifact
+from tests.conftest import MODEL_NAME
+from tests.servers import ROOT, Local
+
+AWS_PYTHON = ROOT / "build" / "aws" / "bin" / "python"
+CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
+REGION = "us-east-1"
+ALIAS_ARN = f"arn:aws:lambda:{REGION}:123456789012:function:embedding:live"
+BUCKET = "artifacts"
+STACK = "embeddings"
+URL = "https://abc.lambda-url.us-east-1.on.aws/"
+
+
+@contextmanager
+def moto_server() -> Iterator[str]:
+    """The URL of a running moto."""
+    if not AWS_PYTHON.exists():
+        pytest.skip("build/aws is missing: make aws-tools")
+    command = [AWS_PYTHON, "-m", "moto.server", "-p", "0"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        found = None
+        for line in process.stderr:
+            if found := re.search(r"Running on (http://127\.0\.0\.1:\d+)", line):
+                break
+        assert found, "moto did not start"
+        drain = threading.Thread(target=lambda: list(process.stderr or ()), daemon=True)
+        drain.start()
+        yield found[1]
+        process.terminate()
+
+
+def isolated(monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    """No AWS settings but these: nothing of this machine's, and nothing is asked of the network."""
+    for name in [name for name in os.environ if name.startswith("AWS_") and name != "AWS_CA_BUNDLE"]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(boto3, "DEFAULT_SESSION", None)  # which has credentials of earlier
+    nowhere = {"AWS_CONFIG_FILE": os.devnull, "AWS_SHARED_CREDENTIALS_FILE": os.devnull}
+    for name, value in {**nowhere, "AWS_EC2_METADATA_DISABLED": "true", **variables}.items():
+        monkeypatch.setenv(name, value)
+
+
+def reset(moto: str) -> None:
+    """Empty it."""
+    with urllib.request.urlopen(urllib.request.Request(f"{moto}/moto-api/reset", method="POST"), timeout=10):
+        pass
+
+
+def put_version(s3: Any, model_folder: Path, version: str) -> None:
+    """Put the files of a version into the bucket as they are."""
+    for path in (model_folder / version).iterdir():
+        s3.put_object(Bucket=BUCKET, Key=f"{model_folder.name}/{version}/{path.name}", Body=path.read_bytes())
+
+
+def write_int8(model_folder: Path, target: Path, **changes: object) -> Manifest:
+    """Write the INT8 part of the version in use as a version of its own, with other values in the manifest.
+
+    `revision` is the harmless and decisive one: it makes a version of another name with the same vectors.
+    """
+    artifact = open_artifact(model_folder)
+    manifest = reduced(artifact.manifest._replace(**changes), ["int8"])
+    folder = target / manifest.version
+    folder.mkdir(parents=True)
+    for name in manifest.files:
+        shutil.copyfile(Path(artifact.folder, name), folder / name)
+    (folder / MANIFEST).write_bytes(manifest.to_json())
+    (target / "current").write_text(manifest.version + "\n")
+    return manifest
+
+
+@dataclass
+class Cloud:
+    """What stands for an account: clients of it, and the functions that are deployed."""
+
+    moto: str
+    functions: dict[str, Local] = field(default_factory=dict)
+    lambda_url: str = ""
+    updates: list[str] = field(default_factory=list)
+    """Stacks that were updated."""
+
+    def client(self, service: str) -> Any:
+        keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
+        return boto3.client(service, region_name=REGION, endpoint_url=self.moto, **keys)
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What lets boto3 reach it."""
+        return {
+            **CREDENTIALS,
+            "AWS_REGION": REGION,
+            "AWS_ENDPOINT_URL_S3": self.moto,
+            "AWS_ENDPOINT_URL_CLOUDFORMATION": self.lambda_url,
+            "AWS_ENDPOINT_URL_LAMBDA": self.lambda_url,
+        }
+
+    def make_stack(self, name: str = STACK, precision: str = "int8", **outputs: str | None) -> None:
+        """A stack that is nothing but its outputs, with a template in which a restart finds what it changes."""
+        values = {
+            **{"Url": URL, "ArtifactBucketName": BUCKET, "LoaderName": "loader", "FunctionAlias": ALIAS_ARN},
+            **{"ModelStorage": "efs", **outputs},
+        }
+        template = {
+            "Parameters": {"Precision": {"Type": "String"}},
+            "Metadata": {"Variables": {"MODEL_GENERATION": "0"}},
+            "Resources": {"Topic": {"Type": "AWS::SNS::Topic"}},
+            "Outputs": {key: {"Value": value} for key, value in values.items() if value is not None},
+        }
+        # Moto, unlike CloudFormation, has no previous value of a parameter that was left to its default.
+        parameters = [{"ParameterKey": "Precision", "ParameterValue": precision}]
+        body = json.dumps(template)
+        self.client("cloudformation").create_stack(StackName=name, TemplateBody=body, Parameters=parameters)
+
+    def recycle(self, function: str) -> None:
+        """End the environment of a function, as Lambda does when it likes."""
+        for child in psutil.Process(self.functions[function].process.pid).children():
+            child.send_signal(signal.SIGKILL)
+            child.wait(10)
+
+
+@contextmanager
+def front(cloud: Cloud) -> Iterator[None]:
+    """Serve `cloud.lambda_url`: Lambda by the functions' own Invoke APIs, all else by moto.
+
+    An update of a stack recycles the environments of the function that embeds, as a new version of it does.
+    """
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            # Moto takes the first part of any other host for the bucket.
+            body = body.replace(b"TemplateURL=http%3A%2F%2F127.0.0.1%3A", b"TemplateURL=http%3A%2F%2Flocalhost%3A")
+            found = re.fullmatch(r"/2015-03-31/functions/([^/]+)/invocations", urlsplit(self.path).path)
+            target = cloud.moto + self.path
+            if found:
+                name = unquote(found[1]).removeprefix(ALIAS_ARN.partition("embedding")[0]).removesuffix(":live")
+                if name not in cloud.functions:
+                    message = json.dumps({"Type": "User", "Message": f"Function not found: {name}"}).encode()
+                    self.answer(404, {"x-amzn-ErrorType": "ResourceNotFoundException"}, message)
+                    return
+                target = f"{cloud.functions[name].invoke_url}/2015-03-31/functions/{quote('local')}/invocations"
+            kept = {key: value for key, value in self.headers.items() if key.lower() not in ("host", "content-length")}
+            request = urllib.request.Request(target, data=body, method="POST", headers=kept)
+            try:
+                with urllib.request.urlopen(request, timeout=60) as response:
+                    status, headers, content = response.status, dict(response.headers), response.read()
+            except urllib.error.HTTPError as error:
+                with error:
+                    status, headers, content = error.code, dict(error.headers), error.read()
+            if b"Action=UpdateStack" in body and status == 200:
+                cloud.updates.append(body.decode())
+                cloud.recycle("embedding")
+            self.answer(status, headers, content)
+
+        def answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
+            self.send_response(status)
+            for name, value in headers.items():
+                if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
+                    self.send_header(name, value)
+            self.send_header("content-length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *arguments: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        cloud.lambda_url = f"http://127.0.0.1:{server.server_port}"
+        yield
+        server.shutdown()
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[str]:
+    with moto_server() as url:
+        yield url
+
+
+@pytest.fixture
+def cloud(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
+    """An account with an empty bucket, and this process signed in."""
+    reset(moto)
+    cloud = Cloud(moto)
+    with front(cloud):
+        isolated(monkeypatch, **cloud.variables)
+        cloud.client("s3").create_bucket(Bucket=BUCKET)
+        yield cloud
+
+
+@pytest.fixture(scope="module")
+def int8_only(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder of models with two versions that are INT8 alone and differ in their names alone: path and names."""
+    folder = tmp_path_factory.mktemp("versions") / MODEL_NAME
+    revisions = (("a" * 40, "2026-01-01T00:00:00+00:00"), ("b" * 40, "2026-01-02T00:00:00+00:00"))
+    names = [
+        write_int8(model_folder, folder, revision=revision, created=created).version for revision, created in revisions
+    ]
+    return folder, names

@@ -1,0 +1,411 @@
+"""python -m export publish: real boto3 calls to S3, CloudFormation and our own functions under the runtime client."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import pty
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs
+
+import pytest
+from botocore.exceptions import ClientError
+
+from export import deployment, publish
+from handler.artifact import MODEL_FILES, TOKENIZER, open_artifact
+from handler.embedder import Embedder
+from tests.cloud import ALIAS_ARN, BUCKET, STACK, URL, Cloud, cloud, int8_only, isolated, moto
+from tests.conftest import MODEL_NAME
+from tests.servers import ROOT, Local
+
+__all__ = ["cloud", "int8_only", "moto"]  # fixtures
+
+WEIGHTS = f"{MODEL_FILES['int8']}_data"
+FILES = (TOKENIZER, MODEL_FILES["int8"], WEIGHTS, "manifest.json")
+
+
+@dataclass
+class Deployed:
+    """A stack with its functions, and a folder of models to publish from, which has two versions."""
+
+    cloud: Cloud
+    efs: Path
+    output: Path
+    versions: list[str]
+    capsys: pytest.CaptureFixture[str]
+
+    def take(self, version: str) -> str:
+        """Put a local version into use."""
+        (self.output / MODEL_NAME / "current").write_text(f"{version}\n")
+        return version
+
+    def publish(self, *arguments: str, where: tuple[str, ...] = ("--stack", STACK)) -> tuple[int, str, str]:
+        """Exit status, standard output and error."""
+        status = publish.main([*where, "--output", str(self.output), *arguments])
+        captured = self.capsys.readouterr()
+        return status, captured.out, captured.err
+
+    @property
+    def in_use(self) -> str:
+        return (self.efs / MODEL_NAME / "current").read_text().strip()
+
+    def modified(self) -> dict[str, Any]:
+        """Key -> when S3 got the object."""
+        listed = self.cloud.client("s3").list_objects_v2(Bucket=BUCKET).get("Contents", [])
+        return {each["Key"]: (each["LastModified"], each["ETag"]) for each in listed}
+
+
+@pytest.fixture
+def deployed(
+    cloud: Cloud,
+    tmp_path: Path,
+    int8_only: tuple[Path, list[str]],
+    start: Callable[..., Local],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Deployed:
+    efs = tmp_path / "efs"
+    efs.mkdir()
+    variables = {**cloud.variables, "MODEL_CACHE_DIR": str(efs), "ARTIFACT_BUCKET": BUCKET}
+    cloud.functions["loader"] = start("loader.app.lambda_handler", "--invoke-port", "0", **variables)
+    cloud.functions["embedding"] = start("--invoke-port", "0", MODEL_CACHE_DIR=str(efs))
+    cloud.make_stack()
+    monkeypatch.setattr(deployment, "POLL_SECONDS", 0.01)
+    return Deployed(cloud, efs, int8_only[0].parent, int8_only[1], capsys)
+
+
+def test_versions_come_into_use_and_go_back(deployed: Deployed) -> None:
+    first, second = deployed.versions
+    deployed.take(first)
+    status, out, err = deployed.publish()
+    assert (status, err) == (0, "")
+    assert [line.split("]")[0] for line in out.splitlines() if line.startswith("[")] == ["[1/4", "[2/4", "[3/4", "[4/4"]
+    assert f"version {first} copied, in use; before it: none" in out
+    assert f"{ALIAS_ARN} answers with version {first}, int8: 83 vectors equal this machine's to the bit" in out
+    assert "Environments that are running" not in out
+    assert f"URL: {URL.rstrip('/')}\n" in out
+    curl = out.splitlines()[-1]
+    assert curl.startswith('curl --aws-sigv4 "aws:amz:us-east-1:lambda" --user "$AWS_ACCESS_KEY_ID:$AWS_SECRET_ACCESS')
+    assert curl.endswith(f"""{URL}embed -d '{{"text":"vitamin d"}}'""")
+    uploaded = deployed.modified()
+    assert set(uploaded) == {f"{MODEL_NAME}/{first}/{name}" for name in FILES}
+
+    status, out, _ = deployed.publish()
+    assert (status, deployed.modified()) == (0, uploaded)
+    assert "all of it was there already" in out
+    assert f"version {first} was there already, in use" in out
+
+    deployed.take(second)
+    status, out, _ = deployed.publish()
+    assert (status, deployed.in_use) == (0, second)
+    assert f"answers with version {first}, int8: not yet the one in use" in out
+    assert (
+        f"new ones take {second}. To replace all of them now: python -m export publish --stack {STACK} --restart" in out
+    )
+
+    status, out, err = deployed.publish("--restart")
+    assert (status, err, len(deployed.cloud.updates)) == (0, "", 1)
+    assert f"answers with version {second}, int8: 83 vectors equal" in out
+    assert "Environments that are running" not in out
+    assert_updated(deployed, second)
+
+    status, out, _ = deployed.publish("--rollback", first, "--restart")
+    assert (status, deployed.in_use) == (0, first)
+    assert f"answers with version {first}, int8: 83 vectors equal" in out
+
+    status, out, _ = deployed.publish("--list")
+    assert status == 0
+    assert re.search(rf"{second} +2026-01-02T00:00:00\+00:00 +\d\d\.\d +yes", out)
+    assert re.search(rf"{first} +2026-01-01T00:00:00\+00:00 +\d\d\.\d +yes +yes", out)
+
+    status, _, err = deployed.publish("--rollback", "absent")
+    assert (status, deployed.in_use) == (1, first)
+    assert "loader failed: VersionMissingError: " in err
+
+
+def assert_updated(deployed: Deployed, version: str) -> None:
+    """The stack's template has another MODEL_GENERATION, and parameters stay."""
+    (body,) = map(parse_qs, deployed.cloud.updates)
+    assert body["Parameters.member.1.ParameterKey"] == ["Precision"]
+    assert body["Parameters.member.1.UsePreviousValue"] == ["true"]
+    template = deployed.cloud.client("cloudformation").get_template(StackName=STACK)["TemplateBody"]
+    assert template["Metadata"]["Variables"]["MODEL_GENERATION"].startswith(f"{version}.")
+
+
+def test_two_publishers_at_once_both_finish(deployed: Deployed, start: Callable[..., Local]) -> None:
+    command = [sys.executable, "-m", "export", "publish", "--stack", STACK, "--output"]
+    outputs = []
+    for version in deployed.versions:
+        outputs.append(deployed.efs.parent / version)
+        (outputs[-1] / MODEL_NAME).mkdir(parents=True)
+        (outputs[-1] / MODEL_NAME / version).symlink_to(deployed.output / MODEL_NAME / version)
+        (outputs[-1] / MODEL_NAME / "current").write_text(version)
+
+    def run(output: Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([*command, str(output)], cwd=ROOT, capture_output=True, text=True, check=False)
+
+    with ThreadPoolExecutor(2) as pool:
+        for ran in pool.map(run, outputs):
+            assert (ran.returncode, ran.stderr) == (0, "")
+    assert deployed.in_use in deployed.versions
+    for version in deployed.versions:
+        open_artifact(deployed.efs / MODEL_NAME / version).check_digests()
+
+
+def test_an_interrupted_upload_goes_on_where_it_was(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = deployed.take(deployed.versions[0])
+    put = publish.upload.__globals__["_put"]
+
+    def interrupt(client: Any, bucket: str, key: str, *rest: Any) -> None:
+        if key.endswith(WEIGHTS):
+            raise KeyboardInterrupt
+        put(client, bucket, key, *rest)
+
+    monkeypatch.setattr("export.upload._put", interrupt)
+    status, _, err = deployed.publish()
+    assert (status, err) == (130, "export publish: interrupted: run it again, it goes on where it was\n")
+    before = deployed.modified()
+    assert set(before) == {f"{MODEL_NAME}/{version}/{MODEL_FILES['int8']}"}
+    assert not (deployed.efs / MODEL_NAME).exists()
+    monkeypatch.setattr("export.upload._put", put)
+    status, out, _ = deployed.publish()
+    assert (status, deployed.in_use) == (0, version)
+    assert {key: deployed.modified()[key] for key in before} == before
+    assert "83 vectors equal" in out
+
+
+def test_a_damaged_object_is_sent_again(deployed: Deployed) -> None:
+    version = deployed.take(deployed.versions[0])
+    assert deployed.publish(where=("--bucket", BUCKET))[0] == 0
+    key = f"{MODEL_NAME}/{version}/{WEIGHTS}"
+    s3 = deployed.cloud.client("s3")
+    content = bytearray(s3.get_object(Bucket=BUCKET, Key=key)["Body"].read())
+    content[1_000_000] ^= 1
+    s3.put_object(Bucket=BUCKET, Key=key, Body=bytes(content))
+    status, out, _ = deployed.publish(where=("--bucket", BUCKET, "--loader", "loader"))
+    assert (status, deployed.in_use) == (0, version)
+    assert "Not verified: name the stack with --stack" in out
+    head = s3.head_object(Bucket=BUCKET, Key=key, ChecksumMode="ENABLED")
+    digest = hashlib.sha256((deployed.output / key).read_bytes()).digest()
+    assert head["ChecksumSHA256"] == base64.b64encode(digest).decode()
+
+
+def test_a_bucket_alone_only_gets_the_files(deployed: Deployed) -> None:
+    deployed.take(deployed.versions[0])
+    status, out, _ = deployed.publish(where=("--bucket", BUCKET))
+    assert status == 0
+    assert out.endswith("to put it into use, name the loader with --loader, or the stack with --stack\n")
+    assert not (deployed.efs / MODEL_NAME).exists()
+    for option in ("--list", "--rollback=v1"):
+        status, _, err = deployed.publish(option, where=("--bucket", BUCKET))
+        assert (status, "asks the stack's loader: name it with --loader" in err) == (1, True)
+    status, _, err = deployed.publish("--restart", where=("--bucket", BUCKET, "--loader", "loader"))
+    assert (status, "--restart changes the stack: name it with --stack" in err) == (1, True)
+
+
+def test_other_vectors_are_found(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "VERIFICATION_TEXTS", publish.VERIFICATION_TEXTS[:9])
+    deployed.take(deployed.versions[0])
+    embed = deployment.Aws.embed
+
+    def change(self: deployment.Aws, *arguments: Any) -> Any:
+        vectors = embed(self, *arguments)
+        vectors[3][100] = vectors[3][100] * 1.0001
+        return vectors
+
+    monkeypatch.setattr(deployment.Aws, "embed", change)
+    status, _, err = deployed.publish()
+    assert status == 1
+    assert "1 of 9 vectors are not this machine's to the bit" in err
+    assert "--rollback VERSION goes back" in err
+
+
+def test_a_precision_that_the_function_needs_must_be_there(deployed: Deployed) -> None:
+    deployed.cloud.make_stack("float", precision="fp32")
+    deployed.take(deployed.versions[0])
+    status, _, err = deployed.publish(where=("--stack", "float"))
+    assert (status, deployed.modified()) == (1, {})
+    assert f"the function of stack float runs fp32, and version {deployed.versions[0]} has only int8: build it" in err
+
+
+def test_precision_reduces_the_version(
+    cloud: Cloud, model_folder: Path, capsys: pytest.CaptureFixture[str], int8_only: tuple[Path, list[str]]
+) -> None:
+    whole = open_artifact(model_folder).manifest
+    if "fp32" not in whole.precisions:
+        pytest.skip("build/ml-models has no fp32")
+    arguments = ["--bucket", BUCKET, "--output", str(model_folder.parent), "--precision", "int8"]
+    assert publish.main(arguments) == 0
+    keys = [each["Key"] for each in cloud.client("s3").list_objects_v2(Bucket=BUCKET)["Contents"]]
+    assert {key.rsplit("/", 1)[1] for key in keys} == set(FILES)
+    assert not any(f"/{whole.version}/" in key for key in keys)
+
+
+def test_a_damaged_local_version_is_not_published(cloud: Cloud, copy_model: Callable[[str], Path]) -> None:
+    folder = copy_model("v1")
+    path = folder / "v1" / TOKENIZER
+    path.write_bytes(bytes(path.stat().st_size))
+    assert publish.main(["--bucket", BUCKET, "--output", str(folder.parent)]) == 1
+    assert cloud.client("s3").list_objects_v2(Bucket=BUCKET)["KeyCount"] == 0
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments", "message"),
+    [
+        ({"AWS_ACCESS_KEY_ID": ""}, ("--stack", STACK), r"Unable to locate credentials: set AWS_ACCESS_KEY_ID and"),
+        ({"AWS_SECRET_ACCESS_KEY": ""}, ("--stack", STACK), r"Partial credentials found.*: set AWS_ACCESS_KEY_ID and"),
+        ({"AWS_REGION": ""}, ("--stack", STACK), r"no region is set: set AWS_REGION to the stack's, such as us-east-1"),
+        ({"AWS_PROFILE": "absent"}, ("--stack", STACK), r"\(absent\) could not be found: set AWS_PROFILE to one"),
+        ({}, ("--stack", "other"), r"cannot find stack other: .*does not exist: in region us-east-1: see"),
+        ({}, ("--stack", "no/name"), r"cannot find stack no/name: "),
+        (
+            {"AWS_ENDPOINT_URL_CLOUDFORMATION": "http://127.0.0.1:9"},
+            ("--stack", STACK),
+            r"cannot find stack embeddings: Could not connect .*: see whether this machine reaches AWS",
+        ),
+        (
+            {},
+            ("--bucket", "absent"),
+            r"cannot write s3://absent/.*NoSuchBucket.*: give the stack's output ArtifactBuck",
+        ),
+        ({}, ("--bucket", "No Bucket"), r"cannot look at s3://No Bucket/.*Invalid bucket name.*: give the name"),
+        (
+            {},
+            ("--bucket", BUCKET, "--loader", "absent", "--list"),
+            r"cannot invoke absent: .*Function not found: absent: give the stack's output LoaderName as --loader",
+        ),
+        (
+            {},
+            ("--stack", "packaged"),
+            r"stack packaged has the model in the function's package \(ModelStorage=package\)",
+        ),
+        ({}, ("--stack", "foreign"), r"stack foreign, now CREATE_COMPLETE, has no output LoaderName, Url: wait until"),
+    ],
+)
+def test_what_is_missing_is_named_in_a_sentence(
+    variables: dict[str, str],
+    arguments: tuple[str, ...],
+    message: str,
+    cloud: Cloud,
+    int8_only: tuple[Path, list[str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    cloud.make_stack()
+    cloud.make_stack("packaged", ModelStorage="package", LoaderName=None, ArtifactBucketName=None)
+    cloud.make_stack("foreign", LoaderName=None, Url=None)
+    merged = {**cloud.variables, **variables}
+    isolated(monkeypatch, **{name: value for name, value in merged.items() if value})
+    assert publish.main([*arguments, "--output", str(int8_only[0].parent)]) == 1
+    err = capsys.readouterr().err
+    assert err.startswith("export publish: ")
+    assert err.count("\n") == 1
+    assert re.search(message, err), err
+
+
+@pytest.mark.parametrize("code", ["AccessDenied", "ExpiredToken", "Unheard"])
+def test_codes_of_aws_have_remedies(code: str) -> None:
+    remedies = {"AccessDenied": "must allow", "ExpiredToken": "aws sso login", "Unheard": "documentation of the code"}
+    error = ClientError({"Error": {"Code": code, "Message": "no"}}, "PutObject")
+    message = f"cannot write: .*{code}.*{remedies[code]}"
+    with pytest.raises(deployment.PublishError, match=message), deployment.aws_errors("write"):
+        raise error
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "Variables:\n  MODEL_GENERATION: 0\n",
+        "Variables:\n  MODEL_GENERATION: '0'\n",
+        'Variables:\n  MODEL_GENERATION: "v1.17"\n',
+        {"Variables": {"MODEL_GENERATION": "0"}},
+    ],
+)
+def test_a_restart_changes_one_word_of_the_template(template: str | dict[str, Any]) -> None:
+    changed = deployment.with_generation(template, "v2.18")
+    assert changed in ('Variables:\n  MODEL_GENERATION: "v2.18"\n', '{"Variables": {"MODEL_GENERATION": "v2.18"}}')
+
+
+def test_this_projects_template_is_what_publishing_expects() -> None:
+    template = (ROOT / "template.yaml").read_text("utf-8")
+    assert deployment.with_generation(template, "v2.18").replace('"v2.18"', '"0"') == template
+    parameters, outputs = re.split(r"^Resources:$|^Outputs:$", template, flags=re.MULTILINE)[::2]
+    assert "\n  Precision:\n" in parameters
+    for name in ("Url", "FunctionAlias", "ModelStorage", "ArtifactBucketName", "LoaderName"):
+        assert f"\n  {name}:\n" in outputs
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("Resources: {}\n", "sets MODEL_GENERATION 0 times, not once: deploy the stack anew"),
+        ("MODEL_GENERATION: 0\nMODEL_GENERATION: 1\n", "sets MODEL_GENERATION 2 times"),
+    ],
+)
+def test_a_template_that_cannot_be_changed_is_refused(template: str, message: str) -> None:
+    with pytest.raises(deployment.PublishError, match=message):
+        deployment.with_generation(template, "v2")
+
+
+@pytest.mark.parametrize("status", ["UPDATE_ROLLBACK_IN_PROGRESS", "UPDATE_ROLLBACK_COMPLETE", "UPDATE_FAILED"])
+def test_a_restart_that_is_rolled_back_is_told(status: str, cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {"StackStatus": status, "StackStatusReason": "an alarm went off"}
+    monkeypatch.setattr(deployment.Aws, "_describe", lambda *arguments: found)
+    with pytest.raises(deployment.PublishError, match=f"is {status} .an alarm went off.: its old environments go on"):
+        deployment.Aws()._wait_for_update(STACK)
+
+
+def test_on_a_terminal_there_is_a_bar(cloud: Cloud, int8_only: tuple[Path, list[str]]) -> None:
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "export", "publish", "--bucket", BUCKET, "--output", str(int8_only[0].parent)]
+    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    with subprocess.Popen(command, cwd=ROOT, stdout=follower, stderr=follower, env=environment) as process:
+        os.close(follower)
+        shown = b""
+        while True:
+            try:
+                shown += os.read(leader, 65536)
+            except OSError:  # the other side has ended
+                break
+        assert process.wait(30) == 0
+    os.close(leader)
+    assert "━" in shown.decode()
+    assert b"MB sent" in shown
+
+
+@pytest.mark.parametrize(
+    ("command", "missing", "message"),
+    [
+        ("publish", "boto3", "export: boto3 is missing, install what publishing needs with: pip install '.[aws]'"),
+        ("publish", "rich", "export: rich is missing, install what publishing needs with: pip install '.[aws]'"),
+        ("publish", "onnx", ""),  # it needs nothing of what builds models
+        (None, "boto3", ""),  # which needs nothing of AWS
+    ],
+)
+def test_what_is_not_installed_is_named(command: str | None, missing: str, message: str) -> None:
+    code = (
+        f"import runpy, sys; sys.modules[{missing!r}] = None; sys.argv[1:] = {[*filter(None, [command]), '--help']!r};"
+        "runpy.run_module('export', run_name='__main__', alter_sys=True)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr.strip()) == (1 if message else 0, message)
+    assert ("python -m export publish" in ran.stdout) is not bool(message)
+
+
+def test_float32_vectors_may_differ_in_their_last_bits(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "VERIFICATION_TEXTS", publish.VERIFICATION_TEXTS[:9])
+    embedder = Embedder.load(model_folder, "fp32")
+    vectors = embedder.embed(publish.VERIFICATION_TEXTS).vectors
+    difference, outcome = publish._difference(vectors * 1.0000001, embedder)
+    assert (difference, outcome) == ("", "9 vectors have a cosine of at least 1.000000 to this machine's")
+    vectors[5] = vectors[6]
+    assert publish._difference(vectors, embedder)[0].startswith("its vectors have a cosine of 0.")
+    assert "shape" in publish._difference(vectors[:5], embedder)[0]
