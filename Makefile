@@ -1,6 +1,8 @@
 PYTHON ?= python3
 PORT ?= 8080
 ARCHITECTURE ?= x86_64
+STACK ?= embeddings
+PARAMETERS ?=
 BIN := .venv/bin
 MODELS := build/ml-models
 MODEL := $(MODELS)/all-MiniLM-L6-v2/current
@@ -10,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # A path and not an import finder, which would cost every start of this Python 10 ms.
 EDITABLE := --config-settings editable_mode=compat --editable
 
-.PHONY: help serve test clients aws-tools portability emulation lint format model benchmarks lock clean
+.PHONY: help serve test deploy clients aws-tools portability emulation lint format model benchmarks lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -66,6 +68,13 @@ benchmarks: .venv/test $(MODEL) ## Measure all, write docs/benchmarks.md and the
 	$(PIP) $(EDITABLE) '.[export,local,benchmarks,test,peers]'
 	$(BIN)/python -m benchmarks all
 
+deploy: .venv/publish $(AWS)/.done $(MODEL) ## Build, deploy and publish (STACK=NAME ARCHITECTURE=arm64 PARAMETERS="A=B C=D")
+	@$(BIN)/python -m export.deployment
+	SAM_CLI_TELEMETRY=0 ARCHITECTURE=$(ARCHITECTURE) $(AWS)/bin/sam build --parameter-overrides Architecture=$(ARCHITECTURE) $(PARAMETERS)
+	SAM_CLI_TELEMETRY=0 $(AWS)/bin/sam deploy --stack-name $(STACK) --resolve-s3 --capabilities CAPABILITY_IAM \
+		--no-confirm-changeset --no-fail-on-empty-changeset --parameter-overrides Architecture=$(ARCHITECTURE) $(PARAMETERS)
+	case "$(PARAMETERS)" in *ModelStorage=package*) ;; *) $(BIN)/python -m export publish --stack $(STACK) ;; esac
+
 # What `sam build` calls, with the folder to fill in ARTIFACTS_DIR.
 build-EmbeddingFunction:
 	$(PYTHON) -m export.package function $(ARTIFACTS_DIR) --architecture $(ARCHITECTURE)
@@ -89,6 +98,10 @@ clean: ## Remove the virtual environment and everything built
 	$(PYTHON) -m venv .venv
 	$(PIP) --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu torch
 	$(PIP) $(EDITABLE) '.[export,local]'
+	@touch $@
+
+.venv/publish: .venv/serve
+	$(PIP) $(EDITABLE) '.[aws,export,local]'
 	@touch $@
 
 .venv/test: .venv/serve

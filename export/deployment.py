@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -80,6 +81,11 @@ class Aws:
                 "no region is set: set AWS_REGION to the stack's, such as us-east-1, or region in your profile"
             )
         self.region: str = self._session.region_name
+
+    def account(self) -> str:
+        """Number of the account that the credentials are of."""
+        with aws_errors("sign in to AWS"):
+            return str(self.client("sts").get_caller_identity()["Account"])
 
     def client(self, service: str, config: Config = _CONFIG) -> Any:
         with aws_errors(f"use {service}"):
@@ -253,3 +259,18 @@ def aws_errors(doing: str, remedies: Mapping[str, str] | None = None) -> Iterato
 
 def _in_a_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def main() -> int:
+    """Say where a deployment goes, or, before anything is built for it, what is missing."""
+    try:
+        aws = Aws()
+        print(f"deploying to account {aws.account()} in {aws.region}")
+    except PublishError as error:
+        print(f"deploy: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from handler.errors import InvalidRequestError, ModelNotFoundError, TextTooLongError, TooLargeError
-from handler.limits import ENCODINGS, MAX_TEXT_CHARACTERS, MAX_TEXTS, max_texts
+from handler.limits import ENCODINGS, MAX_TEXT_CHARACTERS, MAX_TEXTS, MAX_TOKEN_IDS, max_texts
 
 if TYPE_CHECKING:
     from handler.artifact import Manifest
@@ -96,12 +96,12 @@ class EmbedRequest(NamedTuple):
         """
         if self.token_ids is None:
             return self
-        texts = [embedder.text_of(ids) for ids in self.token_ids]
+        texts = [embedder.text_of(ids) if len(ids) <= MAX_TOKEN_IDS else None for ids in self.token_ids]
         for index, text in enumerate(texts):
             if text is None:
                 raise InvalidRequestError(
-                    f"{self.field} holds token ids that are not this model's (array {index}): send text. LangChain's "
-                    "OpenAIEmbeddings does so with check_embedding_ctx_length=False",
+                    f"{self.field} holds token ids that are not this model's, or more than {MAX_TOKEN_IDS} (array "
+                    f"{index}): send text. LangChain's OpenAIEmbeddings does so with check_embedding_ctx_length=False",
                     self.field,
                 )
         return self._replace(texts=[text for text in texts if text is not None])
@@ -199,7 +199,7 @@ def check_fields(data: Mapping[str, Any], known: Sequence[str]) -> None:
     """Raise InvalidRequestError that names the first unknown field, and the known ones."""
     for field in data:
         if field not in known:
-            raise InvalidRequestError(f"unknown field {shorten(field)}: the fields are {', '.join(known)}", field)
+            raise InvalidRequestError(f"unknown field {shorten(field)}: the fields are {', '.join(known)}", field[:80])
 
 
 def option(

@@ -117,6 +117,7 @@ def _decode_json(body: str | bytes) -> Any:
     import json
 
     try:
-        return json.loads(body)
+        # Decoded here: from bytes it would also read UTF-16.
+        return json.loads(body if isinstance(body, str) else body.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"the body is not valid JSON: {error}") from error

@@ -14,6 +14,9 @@ MAX_TEXTS = 2048
 MAX_TEXT_CHARACTERS = 1 << 20
 """Of one text. A word so long, of which nothing is cut before it is tokenized, takes half a second."""
 
+MAX_TOKEN_IDS = 8192
+"""In one array, as OpenAI's models read them. More than this model reads, so that they are cut like text."""
+
 BYTES_PER_NUMBER = 14
 """Upper estimate for one component as shortest float32 decimal with its comma; measured vectors take 12 to 13."""
 

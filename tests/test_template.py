@@ -1,0 +1,973 @@
+"""template.yaml as AWS would see it, for every combination of its settings: lint, Rules, policies, network, a stack.
+
+AWS's tools run in the environment that `make aws-tools` makes, through the programs in tests/aws.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import itertools
+import json
+import os
+import re
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from handler.log import METRICS
+from tests.servers import ROOT
+
+TOOLS = ROOT / "build" / "aws" / "bin"
+PROGRAMS = ROOT / "tests" / "aws"
+TEMPLATE = ROOT / "template.yaml"
+SECURITY = ROOT / "docs" / "security.md"
+DEPLOYER_POLICY = ROOT / "docs" / "deployer-policy.json"
+MAX_POLICY_CHARACTERS = 6144
+"""Of a managed policy of IAM, white space not counted."""
+MAX_DESCRIPTION_CHARACTERS = 256
+"""Of a version of a function."""
+
+Parameters = dict[str, str]
+
+OWN_VPC = {
+    "VpcId": "vpc-0123456789abcdef0",
+    "SubnetIdA": "subnet-0123456789abcdefa",
+    "SubnetIdB": "subnet-0123456789abcdefb",
+}
+SETTINGS: Sequence[Sequence[Parameters]] = (
+    ({}, OWN_VPC, {"ModelStorage": "package"}, {"ModelStorage": "package", "SnapStart": "on"}),
+    ({}, {"ApiGateway": "on"}),
+    ({}, {"AlarmEmail": "someone@example.com"}),
+    ({}, {"CorsOrigin": "https://app.example.com"}),
+    ({}, {"Tracing": "Active"}),
+    ({}, {"ProvisionedConcurrency": "2"}),
+    ({}, {"ReservedConcurrency": "5"}),
+    ({}, {"MetricsNamespace": ""}),
+)
+"""What can be chosen apart from each other; of each the first is the default."""
+EVERYTHING = {
+    "ApiGateway": "on",
+    "AlarmEmail": "someone@example.com",
+    "CorsOrigin": "https://app.example.com",
+    "ProvisionedConcurrency": "2",
+    "ReservedConcurrency": "5",
+}
+IN_PACKAGE = {"ModelStorage": "package", "SnapStart": "on"}
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The template for some parameters; references are text, such as "<Bucket>" or "<Bucket.Arn>"."""
+
+    parameters: Parameters
+    resources: dict[str, Any]
+    outputs: dict[str, Any]
+    broken: list[str]
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name}={value}" for name, value in self.parameters.items()) or "defaults"
+
+    @property
+    def on_efs(self) -> bool:
+        return self.parameters.get("ModelStorage") != "package"
+
+    def of_type(self, *types: str) -> dict[str, Any]:
+        """Name -> properties."""
+        return {name: made.get("Properties", {}) for name, made in self.resources.items() if made["Type"] in types}
+
+    def properties(self, name: str) -> Any:
+        return self.resources[name]["Properties"]
+
+
+@dataclass(frozen=True)
+class Statement:
+    """Of a policy; `owner` is the resource that has it."""
+
+    owner: str
+    effect: str
+    principals: tuple[str, ...]
+    actions: tuple[str, ...]
+    resources: tuple[str, ...]
+    condition: str
+    """As JSON."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def tools() -> None:
+    if not (TOOLS.parent / ".done").exists():
+        pytest.skip("AWS's tools are not installed: make aws-tools")
+
+
+def run(program: str, *arguments: object, stdin: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a tool without network, credentials or anything else of this machine's AWS settings."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environment |= {
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "SAM_CLI_TELEMETRY": "0",
+    }
+    ran = subprocess.run(
+        [TOOLS / program, *map(str, arguments)],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env=environment,
+        check=False,
+    )
+    assert ran.returncode == 0 or not check, f"{program}: {ran.stdout[-2000:]}{ran.stderr[-2000:]}"
+    return ran
+
+
+def resolve(combinations: Sequence[Parameters], *options: str) -> list[dict[str, Any]]:
+    program = PROGRAMS / "resolve_template.py"
+    found: list[dict[str, Any]] = json.loads(run("python", program, *options, stdin=json.dumps(combinations)).stdout)
+    return found
+
+
+def resolved_stacks(combinations: Sequence[Parameters]) -> list[Stack]:
+    return [
+        Stack(parameters, found["template"]["Resources"], found["template"]["Outputs"], found["broken"])
+        for parameters, found in zip(combinations, resolve(combinations), strict=True)
+    ]
+
+
+def all_combinations() -> list[Parameters]:
+    """Those that no Rule refuses."""
+    chosen = (dict(itertools.chain.from_iterable(map(dict.items, each))) for each in itertools.product(*SETTINGS))
+    return [each for each in chosen if not ("SnapStart" in each and "ProvisionedConcurrency" in each)]
+
+
+def covering_combinations(strength: int = 3) -> list[Parameters]:
+    """Few combinations, among which any `strength` settings meet in all of their values."""
+    choices = [
+        each
+        for each in itertools.product(*SETTINGS)
+        if not ("SnapStart" in each[0] and "ProvisionedConcurrency" in each[5])
+    ]
+
+    def meetings(choice: Sequence[Parameters]) -> set[str]:
+        return {repr(some) for some in itertools.combinations(enumerate(choice), strength)}
+
+    met = [(choice, meetings(choice)) for choice in choices]
+    missing = set().union(*(each for _, each in met))
+    covering = []
+    while missing:
+        choice, covered = max(met, key=lambda each: len(each[1] & missing))
+        missing -= covered
+        covering.append(dict(itertools.chain.from_iterable(map(dict.items, choice))))
+    return covering
+
+
+@pytest.fixture(scope="module")
+def stacks() -> list[Stack]:
+    """The stack of every combination of settings."""
+    return resolved_stacks(all_combinations())
+
+
+@pytest.fixture(scope="module")
+def everything(stacks: list[Stack]) -> Stack:
+    """The stack with its own VPC and all that is optional."""
+    return resolved_stacks([{**EVERYTHING, "Tracing": "Active"}])[0]
+
+
+@pytest.fixture(scope="module")
+def source() -> dict[str, Any]:
+    """The file itself, its short forms such as !Ref written out."""
+    program = "import json, sys, template; json.dump(template.source(), sys.stdout)"
+    code = f"import sys; sys.path.insert(0, {str(PROGRAMS)!r}); {program}"
+    found: dict[str, Any] = json.loads(run("python", "-c", code).stdout)
+    return found
+
+
+# Lint
+
+
+def test_sam_finds_the_template_valid() -> None:
+    assert "is a valid SAM Template" in run("sam", "validate", "--lint", "--template-file", TEMPLATE).stdout
+
+
+def test_cfn_lint_finds_nothing_in_the_template() -> None:
+    assert run("cfn-lint", TEMPLATE, check=False).stdout == ""
+
+
+def test_cfn_lint_finds_nothing_where_any_three_settings_meet() -> None:
+    combinations = covering_combinations()
+    for parameters, found in zip(combinations, resolve(combinations, "--lint"), strict=True):
+        assert found["lint"] == [], parameters
+
+
+def test_checkov_passes_and_every_waiver_has_a_reason_and_a_use(tmp_path: Path) -> None:
+    combinations = [EVERYTHING, IN_PACKAGE]
+    waived: set[tuple[str, str]] = set()
+    for number, found in enumerate(resolve(combinations)):
+        (tmp_path / f"{number}.json").write_text(json.dumps(found["template"]))
+        for name, made in found["template"]["Resources"].items():
+            for waiver in made.get("Metadata", {}).get("checkov", {}).get("skip", ()):
+                assert len(waiver["comment"].split()) >= 6, (name, waiver)
+                waived.add((name, waiver["id"]))
+    report = run(
+        "checkov",
+        "--directory",
+        tmp_path,
+        "--framework",
+        "cloudformation",
+        "--output",
+        "json",
+        "--skip-download",
+        check=False,
+    )
+    results = json.loads(report.stdout)["results"]
+    assert [(check["check_id"], check["resource"]) for check in results["failed_checks"]] == []
+    assert len(results["passed_checks"]) > 100
+    assert {(check["resource"].split(".")[1], check["check_id"]) for check in results["skipped_checks"]} == waived
+
+
+# Rules
+
+RULE_FUNCTIONS = {
+    *("Fn::And", "Fn::Contains", "Fn::EachMemberEquals", "Fn::EachMemberIn", "Fn::Equals", "Fn::Not", "Fn::Or"),
+    *("Fn::RefAll", "Fn::ValueOf", "Fn::ValueOfAll", "Ref"),
+}
+"""What CloudFormation documents for the section Rules."""
+REFUSED = [
+    ({"SnapStart": "on"}, "SnapStart is on and ModelStorage is efs"),
+    ({**IN_PACKAGE, "ProvisionedConcurrency": "1"}, "SnapStart is on and ProvisionedConcurrency is not 0"),
+    ({"ModelStorage": "package", "Precision": "fp32"}, "Precision is fp32 and ModelStorage is package"),
+    ({"SubnetIdA": "subnet-0123456789abcdefa"}, "SubnetIdA or SubnetIdB is set and VpcId is not"),
+    ({"SubnetIdB": "subnet-0123456789abcdefb"}, "SubnetIdA or SubnetIdB is set and VpcId is not"),
+    (
+        {"VpcId": "vpc-0123456789abcdef0", "SubnetIdA": "subnet-0123456789abcdefa"},
+        "VpcId is set: name two of its subnets",
+    ),
+    (
+        {"VpcId": "vpc-0123456789abcdef0", "SubnetIdB": "subnet-0123456789abcdefb"},
+        "VpcId is set: name two of its subnets",
+    ),
+    ({**OWN_VPC, "SubnetIdB": OWN_VPC["SubnetIdA"]}, "SubnetIdA and SubnetIdB are the same"),
+    ({**OWN_VPC, "ModelStorage": "package"}, "VpcId is set and ModelStorage is package"),
+    ({"ReservedConcurrency": "0", "ProvisionedConcurrency": "1"}, "ReservedConcurrency 0 stops the function"),
+]
+
+
+def test_rules_refuse_with_a_sentence_what_cannot_be() -> None:
+    for (parameters, sentence), stack in zip(REFUSED, resolved_stacks([each for each, _ in REFUSED]), strict=True):
+        assert len(stack.broken) == 1, (parameters, stack.broken)
+        assert stack.broken[0].startswith(sentence)
+
+
+def test_every_rule_is_tested(source: dict[str, Any]) -> None:
+    sentences = [each["AssertDescription"] for rule in source["Rules"].values() for each in rule["Assertions"]]
+    untested = [each for each in sentences if not any(each.startswith(sentence) for _, sentence in REFUSED)]
+    assert untested == []
+
+
+def test_rules_refuse_no_combination_that_can_be(stacks: list[Stack]) -> None:
+    assert [(str(stack), stack.broken) for stack in stacks if stack.broken] == []
+
+
+def test_rules_use_only_functions_that_cloudformation_knows_there(source: dict[str, Any]) -> None:
+    conditions = [
+        condition
+        for rule in source["Rules"].values()
+        for condition in [rule["RuleCondition"], *(each["Assert"] for each in rule["Assertions"])]
+    ]
+    functions = {key for condition in conditions for value in values_in(condition) for key in value}
+    assert functions <= RULE_FUNCTIONS
+    references = {value["Ref"] for condition in conditions for value in values_in(condition) if "Ref" in value}
+    assert references <= source["Parameters"].keys()
+
+
+def values_in(value: Any) -> Iterator[dict[str, Any]]:
+    """All mappings in some JSON."""
+    if isinstance(value, list):
+        for one in value:
+            yield from values_in(one)
+    elif isinstance(value, dict):
+        yield value
+        yield from values_in(list(value.values()))
+
+
+# Policies
+
+WILD_DENIALS = {
+    ("FileSystem", "*"): "all that is not over TLS is refused",
+    ("ArtifactBucketPolicy", "s3:*"): "all that is not over TLS is refused",
+}
+WILD_RESOURCES = {
+    ("EmbeddingRole", ("xray:PutTraceSegments", "xray:PutTelemetryRecords")): "X-Ray knows no resources",
+    ("DeploymentRole", ("cloudwatch:DescribeAlarms",)): "listing alarms cannot be limited to some",
+    ("FileSystem", ("elasticfilesystem:ClientMount",)): "in a file system's policy it is that file system",
+    (
+        "FileSystem",
+        ("elasticfilesystem:ClientMount", "elasticfilesystem:ClientWrite"),
+    ): "in a file system's policy it is that file system",
+    (
+        "NetworkPolicy",
+        (
+            "ec2:CreateNetworkInterface",
+            "ec2:DescribeNetworkInterfaces",
+            "ec2:DescribeSubnets",
+            "ec2:DeleteNetworkInterface",
+            "ec2:AssignPrivateIpAddresses",
+            "ec2:UnassignPrivateIpAddresses",
+        ),
+    ): "Lambda refuses a role that names resources; a denial keeps the code itself from it",
+}
+ANYONE = {
+    "S3Endpoint": "a gateway endpoint names roles in its condition, and gives nobody a permission",
+}
+"""Owners of statements that allow something to every principal, within a condition."""
+
+
+def statements(stack: Stack) -> list[Statement]:
+    """Of all policies in the stack."""
+    return [
+        parse_statement(name, statement)
+        for name, made in stack.resources.items()
+        for value in values_in(made["Properties"])
+        for statement in value.get("Statement", ())
+    ]
+
+
+def parse_statement(owner: str, statement: Mapping[str, Any]) -> Statement:
+    principal = statement.get("Principal", {})
+    principals = principal.values() if isinstance(principal, dict) else [principal]
+    return Statement(
+        owner=owner,
+        effect=statement["Effect"],
+        principals=tuple(itertools.chain.from_iterable(map(listed, principals))),
+        actions=listed(statement["Action"]),
+        resources=listed(statement.get("Resource", ())),
+        condition=json.dumps(statement.get("Condition", {})),
+    )
+
+
+def listed(value: str | Sequence[str]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def role_statements(stack: Stack, role: str) -> list[Statement]:
+    """What a role may do: by its own policies, by those attached to it, and by those of resources that name it."""
+    attached = {name.strip("<>") for name in stack.properties(role).get("ManagedPolicyArns", ())}
+    attached |= {name for name, made in stack.of_type("AWS::IAM::Policy").items() if f"<{role}>" in made["Roles"]}
+    return [
+        each
+        for each in statements(stack)
+        if (each.owner in {role, *attached} and each.actions != ("sts:AssumeRole",))
+        or f"<{role}.Arn>" in each.principals
+    ]
+
+
+def allowed_actions(stack: Stack, role: str) -> set[str]:
+    found = [each for each in role_statements(stack, role) if each.effect == "Allow"]
+    return set(itertools.chain.from_iterable(each.actions for each in found))
+
+
+def test_policies_allow_no_wildcard_of_actions(stacks: list[Stack]) -> None:
+    for stack in stacks:
+        wild = [(each, action) for each in statements(stack) for action in each.actions if "*" in action]
+        for statement, action in wild:
+            assert statement.effect == "Deny", (str(stack), statement)
+            assert (statement.owner, action) in WILD_DENIALS
+
+
+def test_policies_allow_all_resources_only_where_aws_knows_no_others(stacks: list[Stack]) -> None:
+    found = {
+        (each.owner, each.actions)
+        for stack in stacks
+        for each in statements(stack)
+        if each.effect == "Allow" and "*" in each.resources
+    }
+    assert found == WILD_RESOURCES.keys()
+
+
+def test_policies_allow_nothing_to_everybody(stacks: list[Stack]) -> None:
+    found = [
+        each for stack in stacks for each in statements(stack) if each.effect == "Allow" and "*" in each.principals
+    ]
+    assert {each.owner for each in found} == ANYONE.keys()
+    assert {each.condition for each in found} == {'{"ArnEquals": {"aws:PrincipalArn": "<LoaderRole.Arn>"}}'}
+
+
+def test_the_function_that_embeds_cannot_write_to_the_file_system(stacks: list[Stack]) -> None:
+    for stack in stacks:
+        of_efs = {action for action in allowed_actions(stack, "EmbeddingRole") if action.startswith("elasticfile")}
+        assert of_efs == ({"elasticfilesystem:ClientMount"} if stack.on_efs else set()), str(stack)
+
+
+def test_the_file_system_is_entered_over_tls_and_by_the_access_point_alone(everything: Stack) -> None:
+    denials = {
+        each.actions: each.condition
+        for each in statements(everything)
+        if each.owner == "FileSystem" and each.effect == "Deny" and each.principals == ("*",)
+    }
+    assert denials == {
+        ("*",): '{"Bool": {"aws:SecureTransport": "false"}}',
+        ("elasticfilesystem:ClientMount",): '{"Null": {"elasticfilesystem:AccessPointArn": "true"}}',
+    }
+    for role in ("EmbeddingRole", "LoaderRole"):
+        conditions = [
+            each.condition for each in role_statements(everything, role) if each.resources == ("<FileSystem.Arn>",)
+        ]
+        assert conditions == ['{"StringEquals": {"elasticfilesystem:AccessPointArn": "<AccessPoint.Arn>"}}']
+
+
+def test_the_code_of_the_functions_cannot_use_what_lambda_needs_for_the_network(everything: Stack) -> None:
+    allowed, denied = (each for each in statements(everything) if each.owner == "NetworkPolicy")
+    assert (allowed.effect, denied.effect) == ("Allow", "Deny")
+    assert allowed.actions == denied.actions
+    arn = "arn:aws:lambda:us-east-1:123456789012:function:*"
+    assert json.loads(denied.condition) == {"ArnLike": {"lambda:SourceFunctionArn": arn}}
+
+
+def test_callers_get_the_two_permissions_of_a_function_url(stacks: list[Stack]) -> None:
+    for stack in stacks:
+        policy = stack.properties("CallerPolicy")["PolicyDocument"]
+        assert {each["Action"]: (each["Resource"], each["Condition"]) for each in policy["Statement"]} == {
+            "lambda:InvokeFunctionUrl": (
+                "<EmbeddingFunctionAliaslive>",
+                {"StringEquals": {"lambda:FunctionUrlAuthType": "AWS_IAM"}},
+            ),
+            "lambda:InvokeFunction": (
+                "<EmbeddingFunctionAliaslive>",
+                {"Bool": {"lambda:InvokedViaFunctionUrl": "true"}},
+            ),
+        }
+
+
+def test_roles_are_taken_by_one_service_each(everything: Stack) -> None:
+    trusted = {each.owner: each.principals for each in statements(everything) if each.actions == ("sts:AssumeRole",)}
+    assert trusted == {
+        "EmbeddingRole": ("lambda.amazonaws.com",),
+        "LoaderRole": ("lambda.amazonaws.com",),
+        "DeploymentRole": ("codedeploy.amazonaws.com",),
+    }
+
+
+def test_the_security_review_lists_what_each_role_may_do(everything: Stack) -> None:
+    rows = re.findall(r"^\| `(\w+Role)` \|(.*)$", SECURITY.read_text(), re.MULTILINE)
+    documented = {role: set(re.findall(r"`(\w+:\w+)`", row)) for role, row in rows}
+    assert documented == {role: allowed_actions(everything, role) for role in everything.of_type("AWS::IAM::Role")}
+
+
+# Who can call
+
+
+def test_the_function_url_asks_for_signatures(stacks: list[Stack]) -> None:
+    for stack in stacks:
+        url = stack.properties("EmbeddingFunctionUrl")
+        assert (url["AuthType"], url["TargetFunctionArn"]) == ("AWS_IAM", "<EmbeddingFunctionAliaslive>"), str(stack)
+
+
+def test_the_api_demands_its_key_of_all_but_preflights(stacks: list[Stack]) -> None:
+    for stack in stacks:
+        methods = stack.of_type("AWS::ApiGateway::Method").values()
+        assert bool(methods) == (stack.parameters.get("ApiGateway") == "on")
+        without_key = [each for each in methods if not each["ApiKeyRequired"]]
+        assert all(each["HttpMethod"] == "OPTIONS" for each in without_key), str(stack)
+
+
+def test_only_the_api_of_this_stack_may_call_the_function_from_outside(everything: Stack) -> None:
+    [permission] = everything.of_type("AWS::Lambda::Permission").values()
+    assert permission["Principal"] == "apigateway.amazonaws.com"
+    assert permission["SourceArn"] == "arn:aws:execute-api:us-east-1:123456789012:<Api>/live/*"
+
+
+DEPLOYED_METHODS = {"ApiDeployment1": "75c469d3"}
+
+
+def test_the_api_is_deployed_anew_where_its_methods_change(everything: Stack) -> None:
+    [(name, _)] = everything.of_type("AWS::ApiGateway::Deployment").items()
+    methods = everything.of_type("AWS::ApiGateway::Method", "AWS::ApiGateway::Resource")
+    digest = hashlib.sha256(json.dumps(methods, sort_keys=True).encode()).hexdigest()[:8]
+    assert {name: digest} == DEPLOYED_METHODS, (
+        "methods changed: count the deployment's name up, in the template and here"
+    )
+    made = {name for name in methods if everything.resources[name]["Type"].endswith("Method")}
+    assert set(everything.resources[name]["DependsOn"]) == made
+
+
+def test_cors_is_answered_once(stacks: list[Stack]) -> None:
+    for stack in stacks:
+        origin = stack.parameters.get("CorsOrigin", "")
+        by_url = stack.properties("EmbeddingFunctionUrl").get("Cors", {}).get("AllowOrigins", [])
+        by_function = variables(stack)["CORS_ORIGIN"]
+        on_api = stack.parameters.get("ApiGateway") == "on"
+        assert by_url == ([origin] if origin and not on_api else []), str(stack)
+        assert by_function == (origin if on_api else ""), str(stack)
+
+
+# Network and storage
+
+NETWORK_TYPES = {
+    "AWS::EC2::RouteTable",
+    "AWS::EC2::SecurityGroup",
+    "AWS::EC2::SecurityGroupIngress",
+    "AWS::EC2::Subnet",
+    "AWS::EC2::SubnetRouteTableAssociation",
+    "AWS::EC2::VPC",
+    "AWS::EC2::VPCEndpoint",
+}
+"""No gateway to the internet, no NAT, and no route but the endpoint's."""
+NFS = {"IpProtocol": "tcp", "FromPort": 2049, "ToPort": 2049}
+
+
+def test_the_network_has_no_way_to_the_internet(stacks: list[Stack]) -> None:
+    for stack in stacks:
+        made = {each["Type"] for each in stack.resources.values() if each["Type"].startswith("AWS::EC2::")}
+        own = stack.on_efs and "VpcId" not in stack.parameters
+        groups = {"AWS::EC2::SecurityGroup", "AWS::EC2::SecurityGroupIngress"}
+        assert made == (NETWORK_TYPES if own else groups if stack.on_efs else set()), str(stack)
+
+
+def test_security_groups_admit_only_nfs_from_the_two_functions(stacks: list[Stack]) -> None:
+    for stack in (stack for stack in stacks if stack.on_efs):
+        groups = stack.of_type("AWS::EC2::SecurityGroup")
+        assert not any("SecurityGroupIngress" in each for each in groups.values())
+        admitted = [without_words(each) for each in stack.of_type("AWS::EC2::SecurityGroupIngress").values()]
+        to = {**NFS, "GroupId": "<FileSystemSecurityGroup>"}
+        assert admitted == [
+            {**to, "SourceSecurityGroupId": "<FunctionSecurityGroup>"},
+            {**to, "SourceSecurityGroupId": "<LoaderSecurityGroup>"},
+        ]
+
+
+def test_security_groups_let_out_nfs_and_of_the_loader_https(stacks: list[Stack]) -> None:
+    nfs = {**NFS, "DestinationSecurityGroupId": "<FileSystemSecurityGroup>"}
+    for stack in (stack for stack in stacks if stack.on_efs):
+        let_out = {
+            name: [without_words(rule) for rule in each["SecurityGroupEgress"]]
+            for name, each in stack.of_type("AWS::EC2::SecurityGroup").items()
+        }
+        assert let_out == {
+            # Without a rule AWS lets out everything.
+            "FileSystemSecurityGroup": [{"IpProtocol": "-1", "CidrIp": "127.0.0.1/32"}],
+            "FunctionSecurityGroup": [nfs],
+            "LoaderSecurityGroup": [nfs, {"IpProtocol": "tcp", "FromPort": 443, "ToPort": 443, "CidrIp": "0.0.0.0/0"}],
+        }
+
+
+def without_words(rule: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in rule.items() if key != "Description"}
+
+
+def test_the_way_to_s3_leads_to_the_bucket_alone(everything: Stack) -> None:
+    [endpoint] = everything.of_type("AWS::EC2::VPCEndpoint").values()
+    assert (endpoint["VpcEndpointType"], endpoint["ServiceName"]) == ("Gateway", "com.amazonaws.us-east-1.s3")
+    [statement] = [each for each in statements(everything) if each.owner == "S3Endpoint"]
+    assert statement.actions == ("s3:GetObject", "s3:ListBucket")
+    assert statement.resources == ("<ArtifactBucket.Arn>", "<ArtifactBucket.Arn>/*")
+
+
+def test_the_bucket_is_private_versioned_encrypted_and_asks_for_tls(everything: Stack) -> None:
+    bucket = everything.properties("ArtifactBucket")
+    assert set(bucket["PublicAccessBlockConfiguration"].values()) == {True}
+    assert len(bucket["PublicAccessBlockConfiguration"]) == 4
+    assert bucket["OwnershipControls"]["Rules"] == [{"ObjectOwnership": "BucketOwnerEnforced"}]
+    assert bucket["VersioningConfiguration"] == {"Status": "Enabled"}
+    [encryption] = bucket["BucketEncryption"]["ServerSideEncryptionConfiguration"]
+    assert encryption == {"ServerSideEncryptionByDefault": {"SSEAlgorithm": "AES256"}}
+    [refusal] = [each for each in statements(everything) if each.owner == "ArtifactBucketPolicy"]
+    assert (refusal.effect, refusal.actions) == ("Deny", ("s3:*",))
+    assert json.loads(refusal.condition) == {"Bool": {"aws:SecureTransport": "false"}}
+
+
+def test_the_file_system_is_encrypted_elastic_and_reached_in_both_zones(stacks: list[Stack]) -> None:
+    for stack in (stack for stack in stacks if stack.on_efs):
+        file_system = stack.properties("FileSystem")
+        assert (file_system["Encrypted"], file_system["ThroughputMode"]) == (True, "elastic")
+        targets = [each["SubnetId"] for each in stack.of_type("AWS::EFS::MountTarget").values()]
+        expected = (
+            [OWN_VPC["SubnetIdA"], OWN_VPC["SubnetIdB"]] if "VpcId" in stack.parameters else ["<SubnetA>", "<SubnetB>"]
+        )
+        assert targets == expected
+        for function in ("EmbeddingFunction", "LoaderFunction"):
+            assert stack.properties(function)["VpcConfig"]["SubnetIds"] == targets, str(stack)
+    zones = [each["AvailabilityZone"] for each in stacks[0].of_type("AWS::EC2::Subnet").values()]
+    assert zones == [{"Fn::Select": [0, {"Fn::GetAZs": ""}]}, {"Fn::Select": [1, {"Fn::GetAZs": ""}]}]
+
+
+# The functions
+
+
+def variables(stack: Stack, function: str = "EmbeddingFunction") -> dict[str, str]:
+    found: dict[str, str] = stack.properties(function)["Environment"]["Variables"]
+    return found
+
+
+def test_functions_look_for_the_model_where_it_is(stacks: list[Stack]) -> None:
+    for stack in stacks:
+        function = stack.properties("EmbeddingFunction")
+        if stack.on_efs:
+            [mounted] = function["FileSystemConfigs"]
+            assert mounted == {"Arn": "<AccessPoint.Arn>", "LocalMountPath": variables(stack)["MODEL_CACHE_DIR"]}
+            assert variables(stack, "LoaderFunction")["MODEL_CACHE_DIR"] == mounted["LocalMountPath"]
+            assert variables(stack, "LoaderFunction")["ARTIFACT_BUCKET"] == "<ArtifactBucket>"
+            assert "Layers" not in function
+        else:
+            [layer] = function["Layers"]
+            assert layer.strip("<>") in stack.of_type("AWS::Lambda::LayerVersion")
+            assert variables(stack)["MODEL_CACHE_DIR"] == "/opt/ml-models"
+            assert not function.keys() & {"FileSystemConfigs", "VpcConfig"}, str(stack)
+
+
+def test_functions_wait_for_what_they_mount(stacks: list[Stack]) -> None:
+    waits = {"EmbeddingFunction": "<ReadModelPolicy>", "LoaderFunction": "<WriteModelPolicy>"}
+    for stack in stacks:
+        for function, policy in waits.items():
+            if function in stack.resources:
+                expected = ["<MountTargetA>", "<MountTargetB>", policy] if stack.on_efs else []
+                assert stack.resources[function]["Metadata"]["After"] == expected, str(stack)
+
+
+def test_snapstart_and_provisioned_concurrency_are_set_as_asked(stacks: list[Stack]) -> None:
+    for stack in stacks:
+        snapstart = stack.properties("EmbeddingFunction").get("SnapStart")
+        assert snapstart == ({"ApplyOn": "PublishedVersions"} if "SnapStart" in stack.parameters else None), str(stack)
+        assert not (snapstart and stack.on_efs)
+        provisioned = stack.properties("EmbeddingFunctionAliaslive").get("ProvisionedConcurrencyConfig")
+        wanted = stack.parameters.get("ProvisionedConcurrency")
+        assert provisioned == ({"ProvisionedConcurrentExecutions": wanted} if wanted else None), str(stack)
+
+
+CHANGES = [
+    {"ModelStorage": "package"},
+    {**IN_PACKAGE},
+    {"Architecture": "arm64"},
+    {"MemorySize": "3008"},
+    {"Timeout": "60"},
+    {"Precision": "fp32"},
+    {"LogRetentionDays": "7"},
+    {"ProvisionedConcurrency": "1"},
+    {"ReservedConcurrency": "1"},
+    {"ApiGateway": "on"},
+    {"ApiRequestsPerSecond": "1", "ApiRequestsPerMonth": "1"},
+    {"AlarmEmail": "someone@example.com"},
+    {"CorsOrigin": "*"},
+    {"CorsOrigin": "*", "ApiGateway": "on"},
+    OWN_VPC,
+    {"Tracing": "Active"},
+    {"MetricsNamespace": ""},
+]
+
+
+def test_a_version_is_replaced_where_the_function_changes_and_nowhere_else(source: dict[str, Any]) -> None:
+    """Lambda publishes no second version of an unchanged function, and SAM does not see changed parameters."""
+    before, *after = resolved_stacks([{}, *CHANGES])
+    assert source["Parameters"].keys() == set().union(*CHANGES)
+    for stack in after:
+        function_changed = versioned(stack) != versioned(before)
+        version_changed = description(stack) != description(before)
+        assert function_changed == version_changed, str(stack)
+
+
+def versioned(stack: Stack) -> dict[str, Any]:
+    """What a version of the function keeps."""
+    return {
+        key: value
+        for key, value in stack.properties("EmbeddingFunction").items()
+        if key != "ReservedConcurrentExecutions"
+    }
+
+
+def description(stack: Stack) -> str:
+    [version] = stack.of_type("AWS::Lambda::Version").values()
+    found: str = version["Description"]
+    return found
+
+
+def test_the_longest_description_of_a_version_is_short_enough(source: dict[str, Any]) -> None:
+    longest = {
+        **OWN_VPC,
+        "SubnetIdA": "subnet-" + 17 * "a",
+        "SubnetIdB": "subnet-" + 17 * "b",
+        "MemorySize": "10240",
+        "Timeout": "900",
+        "Tracing": "PassThrough",
+        "ApiGateway": "on",
+        "CorsOrigin": "https://" + 60 * "a",
+        "MetricsNamespace": 60 * "a",
+    }
+    for name in ("CorsOrigin", "MetricsNamespace"):
+        pattern = source["Parameters"][name]["AllowedPattern"]
+        assert re.fullmatch(pattern, longest[name])
+        assert not re.fullmatch(pattern, longest[name] + "a")
+    assert len(description(resolved_stacks([longest])[0])) <= MAX_DESCRIPTION_CHARACTERS
+
+
+def test_traffic_moves_by_a_role_for_this_function_alone(everything: Stack) -> None:
+    [group] = everything.of_type("AWS::CodeDeploy::DeploymentGroup").values()
+    assert group["ServiceRoleArn"] == "<DeploymentRole.Arn>"
+    assert {each["Name"] for each in group["AlarmConfiguration"]["Alarms"]} == {"<CanaryAlarm>", "<FaultAlarm>"}
+    shift = next(each for each in statements(everything) if "lambda:UpdateAlias" in each.actions)
+    assert shift.resources == ("<EmbeddingFunction.Arn>", "<EmbeddingFunction.Arn>:*")
+
+
+# What watches it
+
+
+def test_every_log_group_forgets_and_every_function_has_one(stacks: list[Stack]) -> None:
+    for stack in stacks:
+        groups = stack.of_type("AWS::Logs::LogGroup")
+        assert all(each["RetentionInDays"] == "30" for each in groups.values())
+        functions = stack.of_type("AWS::Lambda::Function").values()
+        used = {each["LoggingConfig"]["LogGroup"] for each in functions}
+        assert used == {f"<{name}>" for name in groups}, str(stack)
+
+
+def test_alarms_watch_metrics_that_are_published(stacks: list[Stack]) -> None:
+    version = next(iter(stacks[0].of_type("AWS::Lambda::Version")))
+    dimensions = {
+        "CanaryAlarm": {
+            "FunctionName": "<EmbeddingFunction>",
+            "Resource": "<EmbeddingFunction>:live",
+            "ExecutedVersion": f"<{version}.Version>",
+        },
+        "FaultAlarm": {"function": "<EmbeddingFunction>"},
+        "FileSystemAlarm": {"FileSystemId": "<FileSystem>"},
+    }
+    for stack in stacks:
+        alarms = stack.of_type("AWS::CloudWatch::Alarm")
+        assert {"CanaryAlarm", "ConcurrencyAlarm", "DurationAlarm", "ErrorAlarm", "ThrottleAlarm"} <= alarms.keys()
+        assert ("FaultAlarm" in alarms) == ("MetricsNamespace" not in stack.parameters)
+        assert ("FileSystemAlarm" in alarms) == stack.on_efs
+        for name, alarm in alarms.items():
+            if "MetricName" in alarm:
+                found = {each["Name"]: each["Value"] for each in alarm["Dimensions"]}
+                assert found == dimensions.get(name, {"FunctionName": "<EmbeddingFunction>"})
+            assert ("AlarmActions" in alarm) == ("AlarmEmail" in stack.parameters), (str(stack), name)
+            assert alarm["TreatMissingData"] == "notBreaching"
+
+
+def test_custom_metrics_are_ones_that_the_function_writes(everything: Stack) -> None:
+    assert everything.properties("FaultAlarm")["MetricName"] in METRICS
+    assert everything.properties("FaultAlarm")["Namespace"] == variables(everything)["METRICS_NAMESPACE"]
+
+
+def test_the_dashboard_is_json_and_shows_latency_cold_starts_tokens_and_errors(stacks: list[Stack]) -> None:
+    for stack in stacks:
+        body = json.loads(stack.properties("Dashboard")["DashboardBody"])
+        shown = [spelled_out(each["properties"]["metrics"]) for each in body["widgets"]]
+        names = {metric[1] for metrics in shown for metric in metrics}
+        assert names >= {"Duration", "Invocations", "Errors", "Throttles", "cold_starts", "tokens", "server_errors"}
+        for namespace, name, dimension, value in itertools.chain.from_iterable(shown):
+            assert value == "<EmbeddingFunction>"
+            if namespace == "AWS/Lambda":
+                assert dimension == "FunctionName"
+            else:
+                assert (namespace, dimension) == (variables(stack)["METRICS_NAMESPACE"] or "none", "function")
+                assert name in METRICS
+
+
+def spelled_out(metrics: Sequence[Sequence[Any]]) -> list[list[str]]:
+    """A widget's metrics, where "." and "..." stand for what the metric before has."""
+    found: list[list[str]] = []
+    for metric in metrics:
+        parts = [part for part in metric if isinstance(part, str)]
+        if parts[0] == "...":
+            parts = found[-1]
+        found.append(
+            [before if part == "." else part for part, before in zip(parts, found[-1] if found else parts, strict=True)]
+        )
+    return found
+
+
+def test_every_output_is_there(stacks: list[Stack]) -> None:
+    for stack in stacks:
+        expected = {"Url", "CallerPolicyArn", "FunctionAlias", "ModelStorage"}
+        expected |= {"ArtifactBucketName", "LoaderName"} if stack.on_efs else set()
+        expected |= {"ApiUrl", "ApiKeyId"} if stack.parameters.get("ApiGateway") == "on" else set()
+        assert stack.outputs.keys() == expected, str(stack)
+
+
+# A stack in moto
+
+
+@pytest.fixture(scope="module")
+def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The endpoint of a running moto."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    log = tmp_path_factory.mktemp("moto") / "log"
+    with (
+        log.open("w") as output,
+        subprocess.Popen([TOOLS / "moto_server", "--port", str(port)], stdout=output, stderr=output) as server,
+    ):
+        endpoint = f"http://127.0.0.1:{port}"
+        try:
+            wait_until_answers(f"{endpoint}/moto-api/data.json", server)
+            yield endpoint
+        finally:
+            server.terminate()
+
+
+def wait_until_answers(url: str, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, ConnectionError):
+            assert server.poll() is None
+            assert time.monotonic() < deadline, f"{url} does not answer"
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize("parameters", [EVERYTHING, {"Tracing": "Active"}, IN_PACKAGE], ids=["all", "efs", "package"])
+def test_the_stack_can_be_created(moto: str, parameters: Parameters, request: pytest.FixtureRequest) -> None:
+    """Of the resources that moto knows; tests/aws/create_stack.py names the others."""
+    name = f"stack-{request.node.callspec.id}"
+    settings = [f"{key}={value}" for key, value in parameters.items()]
+    outputs = json.loads(run("python", PROGRAMS / "create_stack.py", moto, name, *settings).stdout)
+    [stack] = resolved_stacks([parameters])
+    assert outputs.keys() == stack.outputs.keys()
+    assert outputs["ModelStorage"] == parameters.get("ModelStorage", "efs")
+    assert f":function:{name}-EmbeddingFunction-" in outputs["FunctionAlias"]
+    if stack.on_efs:
+        assert outputs["LoaderName"].startswith(f"{name}-LoaderFunction-")
+        assert outputs["ArtifactBucketName"].startswith(f"{name}-artifactbucket-")
+
+
+# Who deploys
+
+NOT_NEEDED = {
+    "kms:*": "what is encrypted is so with AWS's own keys",
+    "s3files:*": "no S3 file system is mounted",
+    "s3tables:*": "the bucket has no tables",
+    "s3:*Table*": "the bucket has no tables",
+    "vpc-lattice:*": "the endpoint is one of S3",
+    "vpce:AllowMultiRegion": "the endpoint is one of its own region",
+    "firehose:*": "logs stay in CloudWatch",
+    "s3:REST.PUT.OBJECT": "logs stay in CloudWatch",
+    "apigateway:UpdateRestApiPolicy": "the API has no policy of its own",
+    "codedeploy:RegisterOnPremisesInstance": "it deploys a function",
+    "ec2:*CidrBlock": "subnets keep the addresses that they were made with",
+    "ec2:CreateVpcEncryptionControl": "not used",
+    "elasticfilesystem:UpdateFileSystemProtection": "the file system is no replica",
+    "iam:*Group*": "policies are attached to roles",
+    "iam:*User*": "policies are attached to roles",
+    "iam:*PermissionsBoundary": "roles have none",
+    "lambda:*CodeSigning*": "code is not signed",
+    "lambda:*CapacityProvider*": "functions run on Lambda's own machines",
+    "lambda:PutFunctionScalingConfig": "functions run on Lambda's own machines",
+    "lambda:AssociateRuntimeAlias": "the runtime is updated by AWS, as is the default",
+    "lambda:PutRuntimeManagementConfig": "the runtime is updated by AWS, as is the default",
+    "lambda:PutFunctionRecursionConfig": "the default stays",
+    "logs:*KmsKey": "logs are encrypted with AWS's own keys",
+    "logs:*DataProtection*": "logs have none",
+    "logs:*Ind*Polic*": "logs have none",
+    "logs:*ResourcePolic*": "logs have none",
+    "logs:CreateLogDelivery": "logs stay in CloudWatch",
+    "logs:PutBearerTokenAuthentication": "not used",
+    "logs:PutLogGroupDeletionProtection": "not used",
+    "sns:PutDataProtectionPolicy": "the topic has none",
+    "s3:DeleteBucket?*": "set once, with the bucket",
+    "s3:DeleteObject": "deleting the stack leaves that to whoever owns the models",
+    "s3:Put*Acl": "the bucket has no access lists",
+    **{
+        f"s3:*{feature}*": "the bucket does not use it"
+        for feature in (
+            *("Abac", "Accelerate", "Analytics", "Cors", "CORS", "IntelligentTiering", "Inventory", "Logging"),
+            *("Metrics", "Notification", "ObjectLock", "Replication", "Website"),
+        )
+    },
+}
+"""What AWS's schemas demand for features that the template does not use, and why they are not."""
+DEPLOYING = {
+    "cloudformation:CreateChangeSet",
+    "cloudformation:DeleteStack",
+    "cloudformation:DescribeChangeSet",
+    "cloudformation:DescribeStackEvents",
+    "cloudformation:DescribeStacks",
+    "cloudformation:ExecuteChangeSet",
+    "cloudformation:GetTemplate",
+    "cloudformation:GetTemplateSummary",
+    "cloudformation:ListStackResources",
+    "cloudformation:UpdateStack",
+    "lambda:InvokeFunction",
+    "s3:GetObject",
+    "s3:ListBucket",
+    "s3:PutObject",
+}
+"""What `sam deploy` and `python -m export publish` call themselves."""
+ONLY_BY_PREFIX = ("cloudformation", "codedeploy", "iam", "lambda", "s3", "sns")
+"""Services whose resources have the stack's name in theirs."""
+
+
+@pytest.fixture(scope="module")
+def deployer() -> list[Statement]:
+    policy = json.loads(DEPLOYER_POLICY.read_text())
+    assert policy["Version"] == "2012-10-17"
+    return [parse_statement(each["Sid"], each) for each in policy["Statement"]]
+
+
+def test_the_deployers_policy_fits_and_has_no_blank_cheque(deployer: list[Statement]) -> None:
+    assert len(re.sub(r"\s", "", DEPLOYER_POLICY.read_text())) <= MAX_POLICY_CHARACTERS
+    assert {each.effect for each in deployer} == {"Allow"}
+    for statement in deployer:
+        for action in statement.actions:
+            assert re.fullmatch(r"[a-z0-9]+:[A-Z][A-Za-z]+\*?", action), (statement.owner, action)
+        if "*" in statement.resources:
+            read_only = all(re.match(r"\w+:(Get|Validate)", action) for action in statement.actions)
+            assert read_only or "aws:CalledVia" in statement.condition, statement.owner
+            assert not any(action.startswith(ONLY_BY_PREFIX[1:]) for action in statement.actions), statement.owner
+
+
+def test_the_deployers_policy_allows_what_deploying_and_publishing_call(deployer: list[Statement]) -> None:
+    by_hand = [each for each in deployer if "aws:CalledVia" not in each.condition]
+    assert [action for action in sorted(DEPLOYING) if not allows(by_hand, action)] == []
+
+
+def test_the_deployers_policy_allows_what_each_type_of_resource_needs(
+    deployer: list[Statement], everything: Stack
+) -> None:
+    [package] = resolved_stacks([IN_PACKAGE])
+    types = {each["Type"] for stack in (everything, package) for each in stack.resources.values()}
+    needed = json.loads(run("python", PROGRAMS / "list_permissions.py", *sorted(types)).stdout)
+    assert all(needed.values())
+    unused = {pattern for pattern in NOT_NEEDED if not any(matches(action, pattern) for action in all_of(needed))}
+    assert unused == set()
+    missing = {
+        (resource_type, action)
+        for resource_type, actions in needed.items()
+        for action in actions
+        if not allows(deployer, action) and not any(matches(action, pattern) for pattern in NOT_NEEDED)
+    }
+    assert missing == set()
+
+
+def test_the_deployers_policy_allows_nothing_that_nothing_needs(deployer: list[Statement], everything: Stack) -> None:
+    [package] = resolved_stacks([IN_PACKAGE])
+    types = {each["Type"] for stack in (everything, package) for each in stack.resources.values()}
+    needed = all_of(json.loads(run("python", PROGRAMS / "list_permissions.py", *sorted(types)).stdout)) | DEPLOYING
+    services = {action.split(":")[0] for action in needed}
+    for statement in deployer:
+        for action in statement.actions:
+            assert action.split(":")[0] in services
+            if not action.startswith("cloudformation:"):
+                assert any(matches(each, action) for each in needed), (statement.owner, action)
+
+
+def all_of(needed: Mapping[str, Sequence[str]]) -> set[str]:
+    return set(itertools.chain.from_iterable(needed.values()))
+
+
+def allows(policy: Sequence[Statement], action: str) -> bool:
+    return any(matches(action, pattern) for statement in policy for pattern in statement.actions)
+
+
+def matches(action: str, pattern: str) -> bool:
+    return fnmatch.fnmatchcase(action, pattern)
