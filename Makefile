@@ -21,7 +21,7 @@ serve: $(MODEL) ## Build the model if it is missing, then answer POST http://127
 	MODEL_CACHE_DIR=$(MODELS) $(BIN)/python -m local --port $(PORT)
 
 test: lint $(MODEL) ## Run lint, types and all tests (EVAL_DATA=DIR adds the evaluation sets)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 clients: $(CLIENTS)/.done ## Install the clients of the API that tests/test_clients.py runs, apart from all else
 
@@ -64,7 +64,7 @@ NOT_THE_BUILD := $(addprefix export/,__main__.py deployment.py package.py publis
 $(MODEL): .venv/serve $(filter-out $(NOT_THE_BUILD),$(wildcard export/*.py quantize/*.py)) quantize/calibration.jsonl handler/artifact.py
 	$(BIN)/python -m export --output $(MODELS)
 
-benchmarks: .venv/test $(MODEL) ## Measure all, write docs/benchmarks.md and the README's figures (an hour of a quiet machine)
+benchmarks: .venv/test $(MODEL) ## Measure all, write docs/benchmarks.md and the README's figures (70 minutes of a quiet machine)
 	$(PIP) $(EDITABLE) '.[export,local,benchmarks,test,peers]'
 	$(BIN)/python -m benchmarks all
 
