@@ -8,6 +8,7 @@ import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -147,6 +148,8 @@ def _local(model_folder: Path, threads: int) -> Iterator[Ask]:
         ready = next((line for line in process.stdout if line.startswith("ready: ")), None)
         if ready is None:
             raise RuntimeError(f"python -m local ended with status {process.wait()}")
+        # The function's log: a pipe that nobody reads would fill up and stop it.
+        threading.Thread(target=process.stdout.read, daemon=True).start()
         connection = http.client.HTTPConnection(ready.split("http://")[1].split("/")[0])
         connection.connect()
 

@@ -15,6 +15,9 @@ from handler.artifact import REBUILD, Artifact, ArtifactCorruptError
 CHUNK_BYTES = 1 << 20
 """Of one read of a file that is not in the page cache."""
 
+READERS = 4
+"""Threads that read such a file."""
+
 
 class FileCheck:
     """A check under way of the files of one precision."""
@@ -54,9 +57,7 @@ def crc32(path: str) -> int:
     try:
         size = os.fstat(descriptor).st_size
         if not _is_cached(descriptor, size):
-            buffer = bytearray(CHUNK_BYTES)
-            while os.readv(descriptor, [buffer]):
-                pass
+            _read_all(descriptor, size)
         if size == 0:
             return 0
         # In one call and without a copy: each call from a thread may wait 5 ms for Python's lock.
@@ -64,6 +65,28 @@ def crc32(path: str) -> int:
             return zlib.crc32(content)
     finally:
         os.close(descriptor)
+
+
+def _read_all(descriptor: int, size: int) -> None:
+    """Read a file from several places at once, since each read waits for a file server. Raises OSError."""
+    errors: list[OSError] = []
+
+    def read(begin: int, end: int) -> None:
+        buffer = bytearray(CHUNK_BYTES)
+        try:
+            for offset in range(begin, end, CHUNK_BYTES):
+                os.preadv(descriptor, [buffer], offset)
+        except OSError as error:
+            errors.append(error)
+
+    share = -(-size // READERS // CHUNK_BYTES) * CHUNK_BYTES
+    threads = [threading.Thread(target=read, args=(at, min(at + share, size))) for at in range(0, size, share or 1)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
 
 
 def _is_cached(descriptor: int, size: int) -> bool:

@@ -11,11 +11,7 @@ import itertools
 import json
 import os
 import re
-import socket
 import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +20,7 @@ from typing import Any
 import pytest
 
 from handler.log import METRICS
+from tests.cloud import moto_server
 from tests.servers import ROOT
 
 TOOLS = ROOT / "build" / "aws" / "bin"
@@ -796,34 +793,10 @@ def test_every_output_is_there(stacks: list[Stack]) -> None:
 
 
 @pytest.fixture(scope="module")
-def moto(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def moto() -> Iterator[str]:
     """The endpoint of a running moto."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("moto") / "log"
-    with (
-        log.open("w") as output,
-        subprocess.Popen([TOOLS / "moto_server", "--port", str(port)], stdout=output, stderr=output) as server,
-    ):
-        endpoint = f"http://127.0.0.1:{port}"
-        try:
-            wait_until_answers(f"{endpoint}/moto-api/data.json", server)
-            yield endpoint
-        finally:
-            server.terminate()
-
-
-def wait_until_answers(url: str, server: subprocess.Popen[bytes]) -> None:
-    deadline = time.monotonic() + 30
-    while True:
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (urllib.error.URLError, ConnectionError):
-            assert server.poll() is None
-            assert time.monotonic() < deadline, f"{url} does not answer"
-            time.sleep(0.1)
+    with moto_server() as endpoint:
+        yield endpoint
 
 
 @pytest.mark.parametrize("parameters", [EVERYTHING, {"Tracing": "Active"}, IN_PACKAGE], ids=["all", "efs", "package"])
