@@ -57,7 +57,8 @@ def torch_int8(source: Path) -> Any:
 
     model = SentenceTransformer(str(source), device="cpu", local_files_only=True)
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "torch.quantize_per_tensor", UserWarning)  # will go in a later torch
+        for what in ("torch.quantize_per_tensor", "torch.ao.quantization is deprecated"):  # will go in a later torch
+            warnings.filterwarnings("ignore", what)
         return quantize_dynamic(model, {torch.nn.Linear}, dtype=torch.qint8)  # type: ignore[no-untyped-call]
 
 

@@ -86,6 +86,8 @@ def _read_all(descriptor: int, size: int) -> None:
     for thread in threads:
         thread.join()
     if errors:
+        # What was read must not pass for all of it at the next attempt: `_is_cached` looks at the last byte.
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         raise errors[0]
 
 
