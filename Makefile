@@ -59,12 +59,12 @@ format: .venv/test ## Apply the style
 model: $(MODEL) ## Build the artifact folder build/ml-models
 
 # What else is in export/ makes no other model.
-NOT_THE_BUILD := $(addprefix export/,__main__.py deployment.py package.py publish.py stub_library.py upload.py)
+NOT_THE_BUILD := $(addprefix export/,__main__.py deployment.py options.py package.py publish.py stub_library.py upload.py)
 
 $(MODEL): .venv/serve $(filter-out $(NOT_THE_BUILD),$(wildcard export/*.py quantize/*.py)) quantize/calibration.jsonl handler/artifact.py
 	$(BIN)/python -m export --output $(MODELS)
 
-benchmarks: .venv/test $(MODEL) ## Measure all, write docs/benchmarks.md and the README's figures (70 minutes of a quiet machine)
+benchmarks: .venv/test $(MODEL) ## Measure all, write docs/benchmarks.md and the README's figures (well over an hour of a quiet machine)
 	$(PIP) $(EDITABLE) '.[export,local,benchmarks,test,peers]'
 	$(BIN)/python -m benchmarks all
 

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 READ_SECONDS = (0.001, 0.003)
 BYTES_PER_SECOND = 100e6
@@ -46,17 +47,14 @@ def slow(folder: Path, mount: Path) -> Iterator[None]:
             process.terminate()
 
 
-def _serve(folder: str, mount: str) -> None:
-    from mfusepy import FUSE, Operations
+def read_only(folder: str) -> Any:
+    """A class of FUSE operations that show a folder as it is, for others that differ in one of them."""
+    from mfusepy import Operations
 
-    class SlowFiles(Operations):  # type: ignore[misc]
-        """Reads sleep side by side; the line to the server is one, so transfers follow one another."""
+    class ReadOnly(Operations):  # type: ignore[misc]
+        """`folder`, without a way to change it."""
 
         use_ns = True
-
-        def __init__(self) -> None:
-            self._line = threading.Lock()
-            self._free = 0.0
 
         def getattr(self, path: str, fh: int | None = None) -> dict[str, float]:
             found = os.lstat(folder + path)
@@ -73,6 +71,22 @@ def _serve(folder: str, mount: str) -> None:
         def release(self, path: str, fh: int) -> int:
             os.close(fh)
             return 0
+
+        def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
+            return os.pread(fh, size, offset)
+
+    return ReadOnly
+
+
+def _serve(folder: str, mount: str) -> None:
+    from mfusepy import FUSE
+
+    class SlowFiles(read_only(folder)):  # type: ignore[misc]
+        """Reads sleep side by side; the line to the server is one, so transfers follow one another."""
+
+        def __init__(self) -> None:
+            self._line = threading.Lock()
+            self._free = 0.0
 
         def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
             data = os.pread(fh, size, offset)

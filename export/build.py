@@ -11,6 +11,7 @@ try:
     from export import ExportError
     from export.manifest import describe, summary, verified
     from export.mapping import map_weights
+    from export.options import precisions
     from export.progress import Steps
     from export.source import DEFAULT_MODEL, fetch, identify
     from export.texts import VERIFICATION_TEXTS
@@ -81,16 +82,9 @@ def _parse_arguments(command_line: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model-id", metavar="ID", help="which model a FOLDER holds; default: a copy of the default")
     parser.add_argument("--revision", help="the hub's commit; default: the pinned one, else the newest")
     parser.add_argument("--output", type=Path, default=Path("build/ml-models"), metavar="DIR", help="%(default)s")
-    parser.add_argument("--precision", type=_precisions, default="int8,fp32", help="default: %(default)s")
+    parser.add_argument("--precision", type=precisions, default="int8,fp32", help="default: %(default)s")
     parser.add_argument("--recipe", choices=RECIPES, default=DEFAULT_RECIPE, help="of INT8; default: %(default)s")
     parser.add_argument(
         "--calibration", type=Path, default=OWN_TEXTS, metavar="FILE", help="your own texts for it, JSONL or lines"
     )
     return parser.parse_args(command_line)
-
-
-def _precisions(value: str) -> list[str]:
-    names = value.split(",")
-    if not set(names) <= set(MODEL_FILES):
-        raise argparse.ArgumentTypeError(f"{value} is not a list of {', '.join(MODEL_FILES)}")
-    return names

@@ -19,7 +19,7 @@ SMALLEST = 1024
 def map_weights(model: Path) -> None:
     """Move the weights of an ONNX file to `<name>_data` beside it (onnx.proto, "external").
 
-    Tables of which a run needs a few rows come last, so that a reader from the start soon has what loading needs.
+    Tables of which a run needs a few rows come last, so that what every run needs lies together.
     The two files work from any folder, as long as they are in the same.
     """
     graph = onnx.load(model)

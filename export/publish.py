@@ -18,10 +18,11 @@ try:
 
     from export import ExportError
     from export.deployment import Aws, Deployment, PublishError, Served
+    from export.options import precisions
     from export.progress import Steps
     from export.texts import VERIFICATION_TEXTS
     from export.upload import upload
-    from handler.artifact import MODEL_FILES, Artifact, ArtifactError, Manifest, open_artifact
+    from handler.artifact import Artifact, ArtifactError, Manifest, open_artifact
     from handler.embedder import Embedder
 except ModuleNotFoundError as error:
     sys.exit(f"export: {error.name} is missing, install what publishing needs with: pip install '.[aws]'")
@@ -252,17 +253,10 @@ def _parse_arguments(command_line: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("build/ml-models"), metavar="DIR", help="%(default)s")
     parser.add_argument("--model", default="all-MiniLM-L6-v2", metavar="NAME", help="its folder; %(default)s")
     parser.add_argument(
-        "--precision", type=_precisions, metavar="int8[,fp32]", help="only these; default: all of the version"
+        "--precision", type=precisions, metavar="int8[,fp32]", help="only these; default: all of the version"
     )
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--rollback", metavar="VERSION", help="put a version into use that the stack has")
     what.add_argument("--list", action="store_true", help="show the versions that the stack has")
     parser.add_argument("--restart", action="store_true", help="replace the environments that are running")
     return parser.parse_args(command_line)
-
-
-def _precisions(value: str) -> list[str]:
-    names = value.split(",")
-    if not set(names) <= set(MODEL_FILES):
-        raise argparse.ArgumentTypeError(f"{value} is not a list of {', '.join(MODEL_FILES)}")
-    return names

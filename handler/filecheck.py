@@ -1,7 +1,7 @@
 """Read the files that a model needs, and compare their checksums, while Python is busy with other things.
 
-A damaged byte would otherwise give wrong vectors without an error. Reading ahead, from start to end, also keeps the
-line to a file server busy: page faults of a mapped file ask for 128 KB and wait.
+A damaged byte would otherwise give wrong vectors without an error. Reading ahead, in several places at once, also keeps
+the line to a file server busy: page faults of a mapped file ask for 128 KB and wait.
 """
 
 import os

@@ -74,7 +74,7 @@ class Record:
             "cold_start": self.load_seconds is not None,
             "phases_ms": {name: round(seconds * 1000, 3) for name, seconds in self._phases.items()},
         }
-        # What is usual is left out: CloudWatch takes half a dollar for a gigabyte of log.
+        # What is usual is left out: CloudWatch charges for the log by its size.
         if self.truncated:
             line["truncated"] = self.truncated
         if self.load_seconds is not None:

@@ -6,7 +6,14 @@ import os
 import platform
 from typing import TYPE_CHECKING, Any
 
-from handler.limits import MAX_REQUEST_BYTES, MAX_RESPONSE_BYTES, MAX_TEXT_CHARACTERS, MAX_TEXTS, max_texts
+from handler.limits import (
+    MAX_REQUEST_BYTES,
+    MAX_RESPONSE_BYTES,
+    MAX_TEXT_CHARACTERS,
+    MAX_TEXTS,
+    MAX_TOKEN_IDS,
+    max_texts,
+)
 
 if TYPE_CHECKING:
     from handler.embedder import Embedder
@@ -63,6 +70,7 @@ def info(embedder: Embedder) -> dict[str, Any]:
             "texts_float": max_texts(manifest.dimensions),
             "texts_base64": max_texts(manifest.dimensions, "base64"),
             "text_characters": MAX_TEXT_CHARACTERS,
+            "token_ids": MAX_TOKEN_IDS,
         },
         "versions": {
             "python": platform.python_version(),

@@ -1,0 +1,15 @@
+"""Options that more than one command has."""
+
+from __future__ import annotations
+
+import argparse
+
+from handler.artifact import MODEL_FILES
+
+
+def precisions(value: str) -> list[str]:
+    """The names in a list such as `int8,fp32`. Raises ArgumentTypeError for one that is not a precision."""
+    names = value.split(",")
+    if not set(names) <= set(MODEL_FILES):
+        raise argparse.ArgumentTypeError(f"{value} is not a list of {', '.join(MODEL_FILES)}")
+    return names
