@@ -88,7 +88,14 @@ class Environment:
 
     @property
     def alive(self) -> bool:
-        return self.process.returncode is None
+        """False as soon as the system has no such process, which asyncio learns a moment later from another thread."""
+        if self.process.returncode is not None:
+            return False
+        try:
+            os.kill(self.process.pid, 0)
+        except ProcessLookupError:
+            return False
+        return True
 
     async def next_invocation(self) -> Invocation:
         """What the runtime client waits for; the first call of a child says that its init is over."""
@@ -114,7 +121,7 @@ class Environment:
         if invocation.result.done():
             return invocation.result.result()
         invocation.result.cancel()
-        if not self.alive:
+        if self._exit.done():
             raise FunctionError("Runtime.ExitError", f"the function's process ended: {describe_exit(self.process)}")
         raise FunctionError("Sandbox.Timedout", f"Task timed out after {invocation.timeout:.2f} seconds")
 
