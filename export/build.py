@@ -17,7 +17,8 @@ try:
     from export.texts import VERIFICATION_TEXTS
     from export.to_onnx import to_onnx
     from export.verify import reference_vectors, verify
-    from handler.artifact import MANIFEST, MODEL_FILES, TOKENIZER, Artifact, ArtifactError, Parity
+    from export.wordpiece import split_wordpiece
+    from handler.artifact import MANIFEST, MODEL_FILES, TOKENIZER, VOCABULARY, Artifact, ArtifactError, Parity
     from loader import store
     from loader.errors import LoaderError
     from quantize import DEFAULT_RECIPE, OWN_TEXTS, RECIPES, Calibration, QuantizationError, quantize
@@ -48,6 +49,7 @@ def build(arguments: argparse.Namespace) -> None:
         with steps.step(f"get {arguments.model}", live=False):
             source = fetch(arguments.model, arguments.model_id, arguments.revision, workdir)
             (built / TOKENIZER).write_bytes(source.tokenizer.read_bytes())
+            wordpiece = split_wordpiece(built / TOKENIZER, built / VOCABULARY)
         float32 = (built if "fp32" in arguments.precision else workdir) / MODEL_FILES["fp32"]
         with steps.step("export to float32 ONNX"):
             to_onnx(source.folder, float32, workdir)
@@ -58,7 +60,7 @@ def build(arguments: argparse.Namespace) -> None:
                 map_weights(built / MODEL_FILES["int8"])
         with steps.step("embed the verification texts with sentence-transformers"):
             reference = reference_vectors(source.folder, VERIFICATION_TEXTS)
-        draft = describe(source, built, reference.shape[1], arguments.recipe)
+        draft = describe(source, built, reference.shape[1], arguments.recipe, wordpiece)
         parities: dict[str, Parity] = {}
         with steps.step("compare the artifact's vectors with them") as advance:
             for precision in draft.precisions:

@@ -14,14 +14,25 @@ from rich import box
 from rich.table import Table
 
 from export.source import Source
-from handler.artifact import FORMAT_VERSION, MODEL_FILES, Artifact, FileEntry, Manifest, Parity, Precision, sha256
+from handler.artifact import (
+    FORMAT_VERSION,
+    MODEL_FILES,
+    TOKENIZER,
+    Artifact,
+    FileEntry,
+    Manifest,
+    Parity,
+    Precision,
+    sha256,
+)
 from quantize import RECIPES
 
 TOOLS = ("onnx", "onnxruntime", "optimum", "optimum-onnx", "sentence-transformers", "tokenizers", "torch")
+_DECISIVE = ("model", "revision", "max_tokens", "pooling", "normalize", "wordpiece")
 _UNVERIFIED = Parity(0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
-def describe(source: Source, built: Path, dimensions: int, recipe: str) -> Manifest:
+def describe(source: Source, built: Path, dimensions: int, recipe: str, wordpiece: str | None) -> Manifest:
     """The manifest of the files in `built`, with zeros for parity figures until they are measured."""
     files = {path.name: file_entry(path) for path in sorted(built.iterdir())}
     precisions = {
@@ -47,6 +58,7 @@ def describe(source: Source, built: Path, dimensions: int, recipe: str) -> Manif
         max_tokens=source.max_tokens,
         pooling=source.pooling,
         normalize=source.normalize,
+        wordpiece=wordpiece,
         precisions=precisions,
         files=files,
         tools={tool: version_of(tool) for tool in TOOLS},
@@ -68,7 +80,7 @@ def verified(draft: Manifest, parities: Mapping[str, Parity]) -> Manifest:
 def reduced(manifest: Manifest, precisions: Sequence[str]) -> Manifest:
     """The manifest of a version that has some of another's precisions, and the files that these need."""
     artifact = Artifact("", manifest)
-    names = {name for precision in precisions for name in artifact.files_of(precision)}
+    names = {TOKENIZER, *(name for precision in precisions for name in artifact.files_of(precision))}
     part = manifest._replace(
         precisions={name: manifest.precisions[name] for name in precisions},
         files={name: entry for name, entry in manifest.files.items() if name in names},
@@ -98,7 +110,7 @@ def _name(manifest: Manifest) -> str:
     The same model and tools give the same name, so a repeated export finds its version in place.
     """
     decisive = {
-        **{key: getattr(manifest, key) for key in ("model", "revision", "max_tokens", "pooling", "normalize")},
+        **{key: getattr(manifest, key) for key in _DECISIVE},
         "precisions": {
             name: [precision.file, precision.recipe, precision.batch_independent, precision.optimized]
             for name, precision in manifest.precisions.items()

@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from export import ExportError
-from export.stub_library import machine, stub_library, undefined_symbols
+from export.slim import slim
 
 ROOT = Path(__file__).parents[1]
 MODEL_FOLDER = ROOT / "build" / "ml-models" / "all-MiniLM-L6-v2"
@@ -31,37 +31,6 @@ LAMBDA_PYTHON = "3.13"
 OWN_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 GLIBC = ("_2_34", "_2_31", "_2_28", "_2_27", "_2_17", "2014")
 """Of Amazon Linux 2023 (2.34) and older: pip takes a platform literally and not as "or older"."""
-UNUSED = (
-    "bin",
-    "**/*.pyi",
-    "**/py.typed",
-    "**/*.dist-info/RECORD",
-    "**/*.dist-info/REQUESTED",
-    "**/*.dist-info/sboms",
-    "numpy/**/tests",
-    "numpy/_core/include",
-    "numpy/_core/lib",
-    "numpy/_core/_simd.*",
-    "numpy/_core/*_tests.*",
-    "numpy/_pyinstaller",
-    "numpy/f2py",
-    "numpy/fft",
-    "numpy/ma",
-    "numpy/polynomial",
-    "numpy/random",
-    "numpy/testing",
-    "onnxruntime/capi/libonnxruntime.so*",
-    "onnxruntime/datasets",
-    "onnxruntime/quantization",
-    "onnxruntime/tools",
-    "onnxruntime/transformers",
-)
-"""What no import of the handler reaches. The library libonnxruntime.so is for C programs: Python has its own copy."""
-EMPTIED = ("numpy/_core/_add_newdocs.py", "numpy/_core/_add_newdocs_scalars.py")
-"""Modules that do nothing but give numpy's types and functions their docstrings, for 5 ms of every cold start."""
-BLAS = "libscipy_openblas"
-SELF_TEST = ("numpy/__init__.py", "\n    _sanity_check()\n", "\n    # _sanity_check() is left out: it calls BLAS.\n")
-"""Numpy's test of its BLAS, in every import: the file, the call, and what stands there instead."""
 
 
 def package(target: Path, python: str | None = None, architecture: str | None = None) -> None:
@@ -72,12 +41,7 @@ def package(target: Path, python: str | None = None, architecture: str | None = 
     """
     compiler = interpreter(python or OWN_PYTHON)
     _install_wheels(target, python or OWN_PYTHON, architecture)
-    for pattern in UNUSED:
-        for path in list(target.glob(pattern)):
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
-    for name in EMPTIED:
-        (target / name).write_text("")
-    _leave_out_blas(target)
+    slim(target)
     _copy_sources(target, "handler")
     _compile(target, compiler)
 
@@ -121,13 +85,16 @@ def _copy_sources(target: Path, name: str) -> None:
 
 def _compile(target: Path, interpreter: str) -> None:
     # Unchecked: what unzips the package gives the sources other times, and a time that differs costs a compilation.
+    # Without docstrings and assertions, which are half of numpy's bytecode.
     # From inside the folder, so that no path of this machine is in the bytecode.
-    command = [interpreter, "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", "."]
+    command = [interpreter, "-m", "compileall", "-q", "-o", "2", "--invalidation-mode", "unchecked-hash", "."]
     ran = subprocess.run(  # noqa: S603
         command, cwd=target, capture_output=True, text=True, check=False, env=_reproducible()
     )
     if ran.returncode != 0:
         raise ExportError(f"{interpreter} cannot compile the package: {(ran.stdout + ran.stderr).strip()[-500:]}")
+    for path in list(target.rglob("*.opt-2.pyc")):  # under the names that Python looks for without -OO
+        path.rename(path.with_name(path.name.replace(".opt-2.pyc", ".pyc")))
 
 
 def _install_wheels(target: Path, python: str, architecture: str | None, only: str = "") -> None:
@@ -144,22 +111,6 @@ def _install_wheels(target: Path, python: str, architecture: str | None, only: s
             f"pip cannot install {', '.join(wheels)} for Python {python} on {processor}: "
             f"{ran.stderr.strip().splitlines()[-1]}"
         )
-
-
-def _leave_out_blas(target: Path) -> None:
-    """Put an empty library into the place of OpenBLAS, and remove what only that needs."""
-    (openblas,) = (target / "numpy.libs").glob(f"{BLAS}*.so*")
-    users = [path for path in target.glob("numpy/**/*.so") if openblas.name.encode() in path.read_bytes()]
-    symbols = sorted({name for user in users for name in undefined_symbols(user) if name.startswith("scipy_")})
-    stub = stub_library(openblas.name, symbols, machine(openblas))
-    shutil.rmtree(target / "numpy.libs")
-    openblas.parent.mkdir()
-    openblas.write_bytes(stub)
-    name, call, replacement = SELF_TEST
-    source = (target / name).read_text("utf-8")
-    if source.count(call) != 1:
-        raise ExportError(f"{name} has not the call of numpy's self-test that export/package.py takes out: adapt it")
-    (target / name).write_text(source.replace(call, replacement), "utf-8")
 
 
 def interpreter(python: str) -> str:

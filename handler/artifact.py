@@ -2,7 +2,7 @@
 
     <model folder>/current              name of the version in use, one line
     <model folder>/<version>/           never changed once written
-        manifest.json  tokenizer.json  model.onnx  model_int8.onnx  model_int8.onnx_data
+        manifest.json  tokenizer.json  vocab.txt  model.onnx  model_int8.onnx  model_int8.onnx_data
 
 `current` is a file and not a link, so that it survives zip archives and S3, and so that a reader that has
 read it once stays with one version while another one is switched on.
@@ -19,9 +19,10 @@ from typing import Any, NamedTuple
 
 import orjson
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
+VOCABULARY = "vocab.txt"
 CURRENT = "current"
 CHECKSUM = "crc32"
 MODEL_FILES = {"fp32": "model.onnx", "int8": "model_int8.onnx"}
@@ -96,6 +97,9 @@ class Manifest(NamedTuple):
     max_tokens: int
     pooling: str
     normalize: bool
+    wordpiece: str | None
+    """JSON of a WordPiece tokenizer without its vocabulary, which `vocab.txt` has, a token a line, as its ids count;
+    None where `tokenizer.json` is read instead."""
     precisions: Mapping[str, Precision]
     files: Mapping[str, FileEntry]
     tools: Mapping[str, str]
@@ -118,6 +122,11 @@ class Artifact(NamedTuple):
         """Path of the tokenizer."""
         return join(self.folder, TOKENIZER)
 
+    @property
+    def vocabulary(self) -> str:
+        """Path of the vocabulary that belongs to `manifest.wordpiece`."""
+        return join(self.folder, VOCABULARY)
+
     def model(self, precision: str) -> str:
         """Path of the ONNX file of a precision.
 
@@ -132,13 +141,14 @@ class Artifact(NamedTuple):
         return join(self.folder, self.manifest.precisions[precision].file)
 
     def files_of(self, precision: str) -> list[str]:
-        """Names of the files that a precision needs, the tokenizer's among them.
+        """Names of the files that a precision is loaded from, the tokenizer's among them.
 
         Raises ArtifactNotFoundError as `model` does.
         """
         self.model(precision)
         model = self.manifest.precisions[precision].file
-        return [name for name in (TOKENIZER, model, model + WEIGHTS_SUFFIX) if name in self.manifest.files]
+        tokenizer = TOKENIZER if self.manifest.wordpiece is None else VOCABULARY
+        return [name for name in (tokenizer, model, model + WEIGHTS_SUFFIX) if name in self.manifest.files]
 
     def check_digests(self) -> None:
         """Read every file and compare its SHA-256 with the manifest.
@@ -303,15 +313,20 @@ def _check_values(manifest: Manifest) -> None:
             raise ValueError(f"manifest.{field} is {getattr(manifest, field)}, not at least 1")
     if manifest.pooling not in POOLINGS:
         raise ValueError(f"manifest.pooling is {manifest.pooling!r}, not one of {', '.join(POOLINGS)}")
-    for name, entry in manifest.files.items():
-        _check_entry(name, entry)
-    if TOKENIZER not in manifest.files:
-        raise ValueError(f"files has no {TOKENIZER}")
+    _check_files(manifest)
     if not manifest.precisions:
         raise ValueError("manifest.precisions is empty")
     for name, precision in manifest.precisions.items():
         if precision.file not in manifest.files:
             raise ValueError(f"precisions.{name}.file {precision.file!r} is not listed in files")
+
+
+def _check_files(manifest: Manifest) -> None:
+    for name, entry in manifest.files.items():
+        _check_entry(name, entry)
+    for name in (TOKENIZER,) if manifest.wordpiece is None else (TOKENIZER, VOCABULARY):
+        if name not in manifest.files:
+            raise ValueError(f"files has no {name}")
 
 
 def _check_entry(name: str, entry: FileEntry) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import onnxruntime
 from tokenizers import Encoding, Tokenizer
 from tokenizers.decoders import WordPiece
+from tokenizers.models import WordPiece as WordPieceModel
 
 from handler.artifact import REBUILD, Artifact, ArtifactCorruptError, Manifest, open_artifact
 from handler.errors import BadVectorError, TooManyTokensError
@@ -191,20 +192,27 @@ class Embedder:
         """
         normalize = self.manifest.normalize if normalize is None else normalize
         lengths = [len(text) for text in ids]
-        vectors = np.empty((len(ids), self.manifest.dimensions), np.float32)
         budget = None if deadline is None else Budget(self.pace, self.threads, sum(lengths), deadline)
 
-        def embed_run(rows: list[int]) -> None:
+        def embed_run(rows: list[int]) -> Vectors:
             started = time.perf_counter()
             if budget is not None:
                 budget.check()
-            vectors[rows] = self._embed_run(np.array([ids[row] for row in rows], np.int64), normalize)
+            vectors = self._embed_run(np.array([ids[row] for row in rows], np.int64), normalize)
             tokens = len(rows) * lengths[rows[0]]
             self.pace.add(tokens, time.perf_counter() - started)
             if budget is not None:
                 budget.done += tokens
+            return vectors
 
-        _for_each(embed_run, list(_runs(lengths, TOKENS_PER_RUN if self._group_texts else 0))[::-1], self.threads)
+        runs = list(_runs(lengths, TOKENS_PER_RUN if self._group_texts else 0))[::-1]
+        parts = _map(embed_run, runs, self.threads)
+        if len(runs) == 1:  # of all texts in their order
+            (vectors,) = parts
+        else:
+            vectors = np.empty((len(ids), self.manifest.dimensions), np.float32)
+            for rows, part in zip(runs, parts, strict=True):
+                vectors[rows] = part
         check_vectors(vectors, normalize)
         return vectors
 
@@ -289,10 +297,24 @@ def default_threads() -> int:
 
 def load_tokenizer(artifact: Artifact) -> Tokenizer:
     """The tokenizer, which cuts texts at the model's maximum and pads nothing. Raises what `tokenizers` raises."""
-    tokenizer = Tokenizer.from_file(artifact.tokenizer)
+    rest = artifact.manifest.wordpiece
+    tokenizer = Tokenizer.from_file(artifact.tokenizer) if rest is None else join_wordpiece(rest, artifact.vocabulary)
     # The published tokenizer.json cuts at 128 tokens and pads to 128; the model's own maximum counts.
     tokenizer.enable_truncation(artifact.manifest.max_tokens)
     tokenizer.no_padding()
+    return tokenizer
+
+
+def join_wordpiece(rest: str, vocabulary: str) -> Tokenizer:
+    """The tokenizer of `Manifest.wordpiece` and the file of its vocabulary. Raises what `tokenizers` raises."""
+    tokenizer = Tokenizer.from_str(rest)
+    model = tokenizer.model
+    tokenizer.model = WordPieceModel.from_file(
+        vocabulary,
+        unk_token=model.unk_token,
+        max_input_chars_per_word=model.max_input_chars_per_word,
+        continuing_subword_prefix=model.continuing_subword_prefix,
+    )
     return tokenizer
 
 
@@ -310,18 +332,15 @@ def load_session(artifact: Artifact, precision: str) -> onnxruntime.InferenceSes
     )
 
 
-def _for_each(work: Callable[[list[int]], None], runs: Sequence[list[int]], threads: int) -> None:
-    """Call `work` with each run, in so many threads. The first exception ends it: runs not yet begun are dropped."""
+def _map(work: Callable[[list[int]], Vectors], runs: Sequence[list[int]], threads: int) -> list[Vectors]:
+    """`work` of each run, in so many threads. The first exception ends it: runs not yet begun are dropped."""
     threads = min(threads, len(runs))
     if threads < 2:
-        for run in runs:
-            work(run)
-        return
+        return [work(run) for run in runs]
     from concurrent.futures import ThreadPoolExecutor  # here, because a cold start must not wait for it
 
     with ThreadPoolExecutor(threads) as pool:
-        for _ in pool.map(work, runs):
-            pass
+        return list(pool.map(work, runs))
 
 
 def _by(deadline: float, work: Callable[[threading.Event], Tokens]) -> Tokens:

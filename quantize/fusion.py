@@ -152,7 +152,7 @@ class Graph:
             piece = _piece(part, pieces)
             nodes += piece.nodes
             constants |= {constant.name: constant for constant in piece.constants}
-        nodes = _needed([node for node in nodes if not set(node.output) & set(given)], set(wanted))
+        nodes = needed([node for node in nodes if not set(node.output) & set(given)], set(wanted))
         read = {name for node in nodes for name in node.input} | set(wanted)
         inputs = [*self.inputs, *(helper.make_tensor_value_info(name, kind, None) for name, kind in given.items())]
         graph = helper.make_graph(
@@ -256,7 +256,9 @@ def inputs_of(part: NodeProto | Group) -> list[str]:
     return [part.input] if isinstance(part, Group) else list(part.input)
 
 
-def _needed(nodes: Sequence[NodeProto], wanted: set[str]) -> list[NodeProto]:
+def needed(nodes: Sequence[NodeProto], wanted: set[str]) -> list[NodeProto]:
+    """The nodes without which the tensors `wanted` cannot be computed, in their order."""
+    wanted = set(wanted)
     kept = []
     for node in reversed(nodes):
         if wanted & set(node.output):

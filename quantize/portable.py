@@ -64,7 +64,8 @@ def portable(graph: Graph, calm: Collection[str] = ()) -> Graph:
         constants.update({constant.name: constant for constant in writer.constants})
 
     with_ones = {(heads, size + 1) for heads, size in shapes.values()}
-    add(_start(start, names[start], sorted({*shapes.values(), *with_ones})))
+    channels = len(graph.groups[0].weight)
+    add(_start(start, names[start], channels, sorted({*shapes.values(), *with_ones})))
     for part in graph.parts[embedded:]:
         renamed = _renamed(part, names)
         if isinstance(renamed, Group):
@@ -75,7 +76,7 @@ def portable(graph: Graph, calm: Collection[str] = ()) -> Graph:
             add(_attention(renamed, *shapes[renamed.output[0]], renamed.output[0] in calm))
         elif renamed.output[0] not in residuals:
             parts.append(renamed)
-    add(_end(names[graph.output], graph.output))
+    add(_end(names[graph.output], graph.output, channels))
     return replace(graph, parts=parts, constants=constants)
 
 
@@ -147,7 +148,7 @@ def _end_of_embeddings(graph: Graph) -> tuple[str, int]:
     return first, made[first] + 1
 
 
-def _start(source: str, target: str, shapes: Collection[tuple[int, int]]) -> Writer:
+def _start(source: str, target: str, channels: int, shapes: Collection[tuple[int, int]]) -> Writer:
     """From (texts, tokens, channels) to rows; what the parts after it share, with the shapes (heads, channels)."""
     writer = Writer("portable")
     token_first = writer.node("Transpose", [source], "token_first", perm=[1, 0, 2])
@@ -155,8 +156,7 @@ def _start(source: str, target: str, shapes: Collection[tuple[int, int]]) -> Wri
     for heads, size in shapes:
         sizes = writer.constant(f"{heads}x{size}", np.array([heads, size]))
         writer.node("Concat", [TEXTS, sizes], _of_heads(heads, size), whole_name=True, axis=0)
-    channels = writer.node("Shape", [token_first], "channels", start=2, end=3)
-    rows = writer.node("Concat", [writer.constant("any", np.array([-1])), channels], "rows", axis=0)
+    rows = writer.constant("rows", np.array([-1, channels]))
     writer.node("Reshape", [token_first, rows], target, whole_name=True)
     return writer
 
@@ -166,10 +166,10 @@ def _of_heads(heads: int, size: int) -> str:
     return f"{TEXTS}_{heads}x{size}"
 
 
-def _end(source: str, target: str) -> Writer:
+def _end(source: str, target: str, channels: int) -> Writer:
     writer = Writer("portable")
-    channels = writer.node("Shape", [source], "last_channels", start=1, end=2)
-    shape = writer.node("Concat", [TEXTS, channels], "last_shape", axis=0)
+    sizes = writer.constant("channels", np.array([channels]))
+    shape = writer.node("Concat", [TEXTS, sizes], "last_shape", axis=0)
     token_first = writer.node("Reshape", [source, shape], "last_token_first")
     writer.node("Transpose", [token_first], target, whole_name=True, perm=[1, 0, 2])
     return writer

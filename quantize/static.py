@@ -25,6 +25,7 @@ from quantize.centring import centrable, centred
 from quantize.errors import QuantizationError
 from quantize.fusion import MICROSOFT, Graph, Group, Piece, fuse
 from quantize.linear import QuantizedLinear, Settings, few_bits, quantize_linear
+from quantize.lookups import simplify_lookups
 from quantize.portable import portable
 from quantize.scores import with_calm_scores
 from quantize.writer import Writer
@@ -62,6 +63,7 @@ class StaticRecipe:
             logging.disable(logging.NOTSET)
         feeds = feeds_of(ids)
         model, errors = self._quantize_groups(self._prepared(graph, feeds), feeds, advance)
+        simplify_lookups(model.graph)
         store_tables_as_int8(model.graph)
         target.write_bytes(model.SerializeToString())
         return errors

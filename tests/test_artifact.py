@@ -51,7 +51,7 @@ def set_path(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 DELETED = object()
 WRONG = [
-    ("format_version", 2, "format_version is 2, this reader knows 3"),
+    ("format_version", 2, "format_version is 2, this reader knows 4"),
     ("format_version", DELETED, "format_version is None"),
     ("dimensions", DELETED, "manifest.dimensions is missing"),
     ("extra", 1, "manifest.extra is not a known field"),
@@ -71,6 +71,8 @@ WRONG = [
     ("precisions/int8/parity/min_cosine", DELETED, "precisions.int8.parity.min_cosine is missing"),
     ("precisions/int8/parity/texts", 1.5, "precisions.int8.parity.texts is 1.5, not of type int"),
     ("files", {}, "files has no tokenizer.json"),
+    ("files/vocab.txt", DELETED, "files has no vocab.txt"),
+    ("wordpiece", 1, "manifest.wordpiece is 1, not of type str or NoneType"),
     ("files/tokenizer.json/size", -1, "files.tokenizer.json.size is -1"),
     ("files/tokenizer.json/sha256", "ABC", "files.tokenizer.json.sha256 is 'ABC'"),
     ("files/tokenizer.json/crc32", -1, "files.tokenizer.json.crc32 is -1, not a CRC-32"),
@@ -125,7 +127,7 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "weights cut": (lambda m, v: truncate(v / "model_int8.onnx_data"), "model_int8.onnx_data has .* bytes"),
     "model overwritten": (lambda m, v: scramble(v / "model_int8.onnx"), "model_int8.onnx is damaged: it has CRC-32"),
     "weights overwritten": (lambda m, v: scramble(v / "model_int8.onnx_data"), "model_int8.onnx_data is damaged"),
-    "tokenizer overwritten": (lambda m, v: scramble(v / "tokenizer.json"), "tokenizer.json is damaged: it has CRC-32"),
+    "vocabulary overwritten": (lambda m, v: scramble(v / "vocab.txt"), "vocab.txt is damaged: it has CRC-32"),
 }
 
 

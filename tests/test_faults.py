@@ -34,7 +34,7 @@ import pytest
 from benchmarks import slow_files
 from benchmarks.cgroups import Limits, limited, unavailable
 from export.manifest import file_entry
-from handler.artifact import MANIFEST, ArtifactError, Manifest, open_artifact, parse_manifest
+from handler.artifact import MANIFEST, TOKENIZER, ArtifactError, Manifest, open_artifact, parse_manifest
 from handler.embedder import Embedder
 from handler.pace import Pace
 from loader import store
@@ -44,7 +44,8 @@ from tests.test_log import lines_of
 
 TEXT = "vitamin d"
 REQUEST = json.dumps({"text": TEXT}).encode()
-NAMES = ("manifest.json", "tokenizer.json", "model_int8.onnx", "model_int8.onnx_data")
+NAMES = ("manifest.json", "vocab.txt", "model_int8.onnx", "model_int8.onnx_data")
+"""What a start reads."""
 RETRY_AFTER = {"model_unavailable": "5", "deadline_exceeded": "1"}
 Start = Callable[..., Local]
 LoadApp = Callable[..., ModuleType]
@@ -64,13 +65,13 @@ def write_version(model_folder: Path, target: Path) -> None:
     """Copy the INT8 part of the version in use."""
     artifact = open_artifact(model_folder)
     target.mkdir(parents=True)
-    for name in artifact.files_of("int8"):
+    for name in (TOKENIZER, *artifact.files_of("int8")):
         shutil.copyfile(Path(artifact.folder, name), target / name)
     write_manifest(target, int8_alone(artifact.manifest, target.name))
 
 
 def int8_alone(manifest: Manifest, version: str) -> Manifest:
-    files = {name: entry for name, entry in manifest.files.items() if name in NAMES}
+    files = {name: entry for name, entry in manifest.files.items() if name in (TOKENIZER, *NAMES)}
     return manifest._replace(version=version, files=files, precisions={"int8": manifest.precisions["int8"]})
 
 
@@ -218,7 +219,7 @@ def test_a_damaged_file_is_503_until_it_is_whole(
     [
         ("current", "missing"),
         ("manifest.json", "cut"),
-        ("tokenizer.json", "a folder"),
+        ("vocab.txt", "a folder"),
         ("model_int8.onnx", "missing"),
         ("model_int8.onnx", "flipped"),
         ("model_int8.onnx_data", "empty"),
@@ -250,7 +251,7 @@ def test_another_format_is_503_and_tells_both(start: Start, model: Path, int8: E
     ):
         local = start(MODEL_CACHE_DIR=str(model.parent))
         answer = local.send("/embed", REQUEST)
-        check_error(answer, 503, "model_unavailable", "format_version is 2, this reader knows 3", MANIFEST)
+        check_error(answer, 503, "model_unavailable", "format_version is 2, this reader knows 4", MANIFEST)
     check_vector(local.send("/embed", REQUEST), int8)
 
 
