@@ -31,7 +31,7 @@ from export.manifest import reduced
 from handler.artifact import MANIFEST, Manifest, open_artifact
 from tests.conftest import MODEL_NAME
 from tests.servers import Local
-from tests.stack import TOOLS, require_tools
+from tests.stack import TOOLS, StackTemplate, create_stack, require_tools
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
 REGION = "us-east-1"
@@ -120,12 +120,18 @@ class Cloud:
             "AWS_ENDPOINT_URL_LAMBDA": self.lambda_url,
         }
 
-    def run_function(self, start: Callable[..., Local], name: str, mounted: Path) -> None:
-        """Run a stack's function as the stack has it, but for the file system, whose place a folder takes."""
-        made = self.client("lambda").get_function_configuration(FunctionName=name)
-        variables = {**made["Environment"]["Variables"], "MODEL_CACHE_DIR": str(mounted)}
-        limits = ("--timeout", str(made["Timeout"]), "--memory", str(made["MemorySize"]))
-        self.functions[name] = start(made["Handler"], "--invoke-port", "0", *limits, **variables)
+    def deploy(self, stack: str, of: StackTemplate, start: Callable[..., Local], mounted: Path) -> dict[str, str]:
+        """Create a stack and run its functions as it has them, but for the file system, whose place a folder takes.
+
+        Returns the stack's outputs.
+        """
+        outputs = create_stack(self.client, stack, of)
+        for function in (outputs["LoaderName"], outputs["FunctionAlias"]):
+            made = self.client("lambda").get_function_configuration(FunctionName=function)
+            variables = {**made["Environment"]["Variables"], "MODEL_CACHE_DIR": str(mounted)}
+            limits = ("--timeout", str(made["Timeout"]), "--memory", str(made["MemorySize"]))
+            self.functions[function] = start(made["Handler"], "--invoke-port", "0", *limits, **variables)
+        return outputs
 
     def replace_environments(self) -> None:
         """Of what is behind an alias, as a new version does."""

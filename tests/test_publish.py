@@ -71,7 +71,7 @@ class Deployed:
         """What the deployed function answers, as any caller asks it."""
         client = self.cloud.client("lambda", self.cloud.lambda_url)
         answer = client.invoke(FunctionName=self.outputs["FunctionAlias"], Payload=json.dumps({"text": text}))
-        return np.float32(json.load(answer["Payload"])["embedding"])
+        return np.array(json.load(answer["Payload"])["embedding"], np.float32)
 
     def variables(self, output: str) -> dict[str, str]:
         """Of the function that an output names: what the stack gives it, of its unpublished version."""
@@ -113,9 +113,7 @@ def deployed(
 ) -> Deployed:
     efs = tmp_path / "efs"
     efs.mkdir()
-    outputs = create_stack(cloud.client, STACK, templates["default"])
-    for name in ("LoaderName", "FunctionAlias"):
-        cloud.run_function(start, outputs[name], efs)
+    outputs = cloud.deploy(STACK, templates["default"], start, efs)
     monkeypatch.setattr(deployment, "POLL_SECONDS", 0.01)
     return Deployed(cloud, templates["default"].parameters, outputs, efs, int8_only[0].parent, int8_only[1], capsys)
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from export.deployment import with_generation
 from handler.log import METRICS
 from tests.cloud import Cloud, moto
 from tests.servers import ROOT
@@ -641,6 +642,26 @@ def test_a_version_is_replaced_where_the_function_changes_and_nowhere_else(sourc
         function_changed = versioned(stack) != versioned(before)
         version_changed = description(stack) != description(before)
         assert function_changed == version_changed, str(stack)
+
+
+def test_a_restart_makes_another_version() -> None:
+    """SAM names a version by the template's text, in which `python -m export publish --restart` changes one word."""
+    code = f"""
+import json, pathlib, sys
+sys.path.insert(0, {str(PROGRAMS)!r})
+import template
+found = []
+for text in json.load(sys.stdin):
+    template.source = lambda: template.yaml_parse(text)
+    resources = template.translate({{}})["Resources"].items()
+    found.append([name for name, made in resources if made["Type"] == "AWS::Lambda::Version"])
+json.dump(found, sys.stdout)
+"""
+    text = TEMPLATE.read_text()
+    changed = [text, text, with_generation(text, "v2.18"), with_generation(text, "v2.19")]
+    versions = [name for (name,) in json.loads(run("python", "-c", code, stdin=json.dumps(changed)).stdout)]
+    assert versions[0] == versions[1]
+    assert len(set(versions)) == 3
 
 
 def versioned(stack: Stack) -> dict[str, Any]:
