@@ -79,39 +79,37 @@ def curl() -> None:
 
 @pytest.fixture
 def signing_curl(curl: None) -> None:
-    if (
-        "--aws-sigv4"
-        not in subprocess.run(["curl", "--help", "all"], capture_output=True, text=True, check=True).stdout
-    ):
-        version = subprocess.run(["curl", "--version"], capture_output=True, text=True, check=True).stdout.split("\n")[
-            0
-        ]
-        pytest.skip(f"--aws-sigv4 needs curl 7.75 or newer, this is {version}")
+    options, version = (
+        subprocess.run(["curl", *asked], capture_output=True, text=True, check=True).stdout
+        for asked in (["--help", "all"], ["--version"])
+    )
+    if "--aws-sigv4" not in options:
+        pytest.skip(f"--aws-sigv4 needs curl 7.75 or newer, this is {version.splitlines()[0]}")
 
 
 @dataclass
 class Gate:
-    """What AWS has before the function: it looks at a request, and refuses it or passes it on."""
+    """What AWS has before a function."""
 
-    target: str
-    refusal: Callable[[Gate, str, Message, bytes], str]
-    """Method and path, headers, body -> why it is refused; empty if it is not."""
-    stage: str = ""
-    """Of the path, which the function does not see."""
     url: str = ""
     statuses: list[int] = field(default_factory=list)
+    """Of its answers."""
+
+
+Refusal = Callable[[Gate, str, Message, bytes], str]
+"""Method and path, headers and body of a request -> why it is refused; empty if it is not."""
 
 
 @contextmanager
-def gate(target: str, refusal: Callable[[Gate, str, Message, bytes], str], stage: str = "") -> Iterator[Gate]:
-    opened = Gate(target, refusal, stage)
+def gate(target: str, refusal: Refusal, stage: str = "") -> Iterator[Gate]:
+    """A server that refuses requests or passes them on to the target, which does not see the stage in their path."""
+    opened = Gate()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            status, content = 403, b""
             if reason := refusal(opened, f"{self.command} {self.path}", self.headers, body):
-                content = json.dumps({"message": reason}).encode()
+                status, content = 403, json.dumps({"message": reason}).encode()
             else:
                 path = self.path.removeprefix(stage)
                 answer = send(target + path, body, content_type=self.headers.get_content_type())
@@ -193,9 +191,7 @@ def test_a_signed_request(
     with gate(start().url, signature_refusal) as function_url:
         printed = _curl(Deployment(REGION, "bucket", "loader", url=function_url.url))
         command = block("--aws-sigv4") if of == "README" else printed
-        right = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET} | (
-            {"AWS_SESSION_TOKEN": token} if token else {}
-        )
+        right = {"AWS_ACCESS_KEY_ID": KEY, "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_SESSION_TOKEN": token}
 
         def ask(**wrong: str) -> str:
             return shell(command, tmp_path, **{"URL": f"{function_url.url}/", "AWS_REGION": REGION, **right, **wrong})
@@ -207,7 +203,7 @@ def test_a_signed_request(
         assert function_url.statuses == [200, 403, 403, 403]
 
 
-def key_refusal(key: str) -> Callable[[Gate, str, Message, bytes], str]:
+def key_refusal(key: str) -> Refusal:
     """As API Gateway checks a key."""
     return lambda gate, line, headers, body: "" if headers.get("x-api-key") == key else "Forbidden"
 
