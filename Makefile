@@ -12,6 +12,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # A path and not an import finder, which would cost every start of this Python 10 ms.
 EDITABLE := --config-settings editable_mode=compat --editable
 
+# sam knows the region by this name alone.
+ifdef AWS_REGION
+export AWS_DEFAULT_REGION := $(AWS_REGION)
+endif
+
 .PHONY: help serve test deploy clients aws-tools portability emulation lint format model benchmarks lock clean
 
 help: ## List the targets

@@ -234,10 +234,12 @@ def _restart_command(arguments: argparse.Namespace) -> str:
 
 
 def _curl(deployment: Deployment) -> str:
-    """A signed request; the third header is for temporary credentials, as those of roles are."""
+    """A signed request. Temporary credentials, as those of roles are, have a token; without one there must be no header
+    for it, as curl signs an empty one and does not send it.
+    """
     return (
         f'curl --aws-sigv4 "aws:amz:{deployment.region}:lambda" --user "$AWS_ACCESS_KEY_ID:$AWS_SECRET_ACCESS_KEY" '
-        f'-H "x-amz-security-token: $AWS_SESSION_TOKEN" -H "content-type: application/json" '
+        '${AWS_SESSION_TOKEN:+"-Hx-amz-security-token:$AWS_SESSION_TOKEN"} -H "content-type: application/json" '
         f'{deployment.url}/embed -d \'{{"text":"vitamin d"}}\''
     )
 

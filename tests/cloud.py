@@ -30,23 +30,19 @@ import pytest
 from export.manifest import reduced
 from handler.artifact import MANIFEST, Manifest, open_artifact
 from tests.conftest import MODEL_NAME
-from tests.servers import ROOT, Local
+from tests.servers import Local
+from tests.stack import TOOLS, StackTemplate, create_stack, require_tools
 
-AWS_PYTHON = ROOT / "build" / "aws" / "bin" / "python"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
 REGION = "us-east-1"
-ALIAS_ARN = f"arn:aws:lambda:{REGION}:123456789012:function:embedding:live"
 BUCKET = "artifacts"
-STACK = "embeddings"
-URL = "https://abc.lambda-url.us-east-1.on.aws/"
 
 
 @contextmanager
 def moto_server() -> Iterator[str]:
     """The URL of a running moto."""
-    if not AWS_PYTHON.exists():
-        pytest.skip("build/aws is missing: make aws-tools")
-    command = [AWS_PYTHON, "-m", "moto.server", "-p", "0"]
+    require_tools()
+    command = [TOOLS / "python", "-m", "moto.server", "-p", "0"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         found = None
@@ -104,13 +100,14 @@ class Cloud:
 
     moto: str
     functions: dict[str, Local] = field(default_factory=dict)
+    """By the names or ARNs that they are invoked by."""
     lambda_url: str = ""
     updates: list[str] = field(default_factory=list)
     """Stacks that were updated."""
 
-    def client(self, service: str) -> Any:
+    def client(self, service: str, url: str | None = None) -> Any:
         keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
-        return boto3.client(service, region_name=REGION, endpoint_url=self.moto, **keys)
+        return boto3.client(service, region_name=REGION, endpoint_url=url or self.moto, **keys)
 
     @property
     def variables(self) -> dict[str, str]:
@@ -123,35 +120,38 @@ class Cloud:
             "AWS_ENDPOINT_URL_LAMBDA": self.lambda_url,
         }
 
-    def make_stack(self, name: str = STACK, precision: str = "int8", **outputs: str | None) -> None:
-        """A stack that is nothing but its outputs, with a template in which a restart finds what it changes."""
-        values = {
-            **{"Url": URL, "ArtifactBucketName": BUCKET, "LoaderName": "loader", "FunctionAlias": ALIAS_ARN},
-            **{"ModelStorage": "efs", **outputs},
-        }
-        template = {
-            "Parameters": {"Precision": {"Type": "String"}},
-            "Metadata": {"Variables": {"MODEL_GENERATION": "0"}},
-            "Resources": {"Topic": {"Type": "AWS::SNS::Topic"}},
-            "Outputs": {key: {"Value": value} for key, value in values.items() if value is not None},
-        }
-        # Moto, unlike CloudFormation, has no previous value of a parameter that was left to its default.
-        parameters = [{"ParameterKey": "Precision", "ParameterValue": precision}]
-        body = json.dumps(template)
-        self.client("cloudformation").create_stack(StackName=name, TemplateBody=body, Parameters=parameters)
+    def deploy(self, stack: str, of: StackTemplate, start: Callable[..., Local], mounted: Path) -> dict[str, str]:
+        """Create a stack and run its functions as it has them, but for the file system, whose place a folder takes.
 
-    def recycle(self, function: str) -> None:
-        """End the environment of a function, as Lambda does when it likes."""
-        for child in psutil.Process(self.functions[function].process.pid).children():
-            child.send_signal(signal.SIGKILL)
-            child.wait(10)
+        Returns the stack's outputs.
+        """
+        outputs = create_stack(self.client, stack, of)
+        for function in (outputs["LoaderName"], outputs["FunctionAlias"]):
+            made = self.client("lambda").get_function_configuration(FunctionName=function)
+            variables = {**made["Environment"]["Variables"], "MODEL_CACHE_DIR": str(mounted)}
+            limits = ("--timeout", str(made["Timeout"]), "--memory", str(made["MemorySize"]))
+            self.functions[function] = start(made["Handler"], "--invoke-port", "0", *limits, **variables)
+        return outputs
+
+    def replace_environments(self) -> None:
+        """Of what is behind an alias, as a new version does."""
+        for name, function in self.functions.items():
+            if name.endswith(":live"):
+                recycle(function)
+
+
+def recycle(function: Local) -> None:
+    """End the environment of a function, as Lambda does when it likes."""
+    for child in psutil.Process(function.process.pid).children():
+        child.send_signal(signal.SIGKILL)
+        child.wait(10)
 
 
 @contextmanager
 def front(cloud: Cloud) -> Iterator[None]:
     """Serve `cloud.lambda_url`: Lambda by the functions' own Invoke APIs, all else by moto.
 
-    An update of a stack recycles the environments of the function that embeds, as a new version of it does.
+    An update of a stack replaces environments.
     """
 
     class Handler(BaseHTTPRequestHandler):
@@ -162,7 +162,7 @@ def front(cloud: Cloud) -> Iterator[None]:
             found = re.fullmatch(r"/2015-03-31/functions/([^/]+)/invocations", urlsplit(self.path).path)
             target = cloud.moto + self.path
             if found:
-                name = unquote(found[1]).removeprefix(ALIAS_ARN.partition("embedding")[0]).removesuffix(":live")
+                name = unquote(found[1])
                 if name not in cloud.functions:
                     message = json.dumps({"Type": "User", "Message": f"Function not found: {name}"}).encode()
                     self.answer(404, {"x-amzn-ErrorType": "ResourceNotFoundException"}, message)
@@ -178,7 +178,7 @@ def front(cloud: Cloud) -> Iterator[None]:
                     status, headers, content = error.code, dict(error.headers), error.read()
             if b"Action=UpdateStack" in body and status == 200:
                 cloud.updates.append(body.decode())
-                cloud.recycle("embedding")
+                cloud.replace_environments()
             self.answer(status, headers, content)
 
         def answer(self, status: int, headers: dict[str, str], content: bytes) -> None:

@@ -26,7 +26,7 @@ from export.manifest import file_entry, reduced
 from handler.artifact import CHECKSUM, MANIFEST, MODEL_FILES, TOKENIZER, Manifest, open_artifact
 from handler.embedder import Embedder
 from loader import app, errors, store
-from tests.cloud import BUCKET, Cloud, cloud, int8_only, isolated, moto, put_version, wait_until
+from tests.cloud import BUCKET, Cloud, cloud, int8_only, isolated, moto, put_version, recycle, wait_until
 from tests.conftest import MODEL_NAME
 from tests.servers import ROOT, Answer, Local, send
 
@@ -404,11 +404,10 @@ def deployed(
 
 
 def test_the_function_serves_what_the_loader_loads(
-    deployed: tuple[Local, Local], int8_only: tuple[Path, list[str]], int8: Embedder, cloud: Cloud
+    deployed: tuple[Local, Local], int8_only: tuple[Path, list[str]], int8: Embedder
 ) -> None:
     loader, embedding = deployed
     first, second = int8_only[1]
-    cloud.functions["embedding"] = embedding
     assert embedding.send("/info").json()["error"]["code"] == "model_unavailable"
     expected = int8.embed(["vitamin d"]).vectors[0]
     for action, version in [("load", first), ("load", second), ("use", first), ("load", second)]:
@@ -417,7 +416,7 @@ def test_the_function_serves_what_the_loader_loads(
         assert "x-amz-function-error" not in answer.headers
         if action == "use":
             assert embedding.send("/info").json()["artifact_version"] == second, "an environment keeps its version"
-        cloud.recycle("embedding")
+        recycle(embedding)
         assert embedding.send("/info").json()["artifact_version"] == version
         vector = embedding.send("/embed", b'{"text": "vitamin d"}').json()["embedding"]
         np.testing.assert_array_equal(np.float32(vector), expected)

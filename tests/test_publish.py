@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import json
 import os
 import pty
 import re
@@ -16,27 +17,40 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs
 
+import numpy as np
 import pytest
 from botocore.exceptions import ClientError
 
 from export import deployment, publish
 from handler.artifact import MODEL_FILES, TOKENIZER, open_artifact
 from handler.embedder import Embedder
-from tests.cloud import ALIAS_ARN, BUCKET, STACK, URL, Cloud, cloud, int8_only, isolated, moto
+from tests.cloud import BUCKET, Cloud, cloud, int8_only, isolated, moto
 from tests.conftest import MODEL_NAME
 from tests.servers import ROOT, Local
+from tests.stack import StackTemplate, create_stack, templates_for_moto
 
 __all__ = ["cloud", "int8_only", "moto"]  # fixtures
 
+STACK = "embeddings"
 WEIGHTS = f"{MODEL_FILES['int8']}_data"
+VARIABLES = {
+    "MODEL_CACHE_DIR": "/mnt/ml-models",
+    "MODEL_PRECISION": "int8",
+    "METRICS_NAMESPACE": "LambdaEmbeddings",
+    "CORS_ORIGIN": "",
+}
+"""Of the function that embeds, beside MODEL_GENERATION."""
 FILES = (TOKENIZER, MODEL_FILES["int8"], WEIGHTS, "manifest.json")
 
 
 @dataclass
 class Deployed:
-    """A stack with its functions, and a folder of models to publish from, which has two versions."""
+    """The stack of this project's template with its functions, and a folder of models to publish, with two versions."""
 
     cloud: Cloud
+    parameters: dict[str, str]
+    outputs: dict[str, str]
+    """The stack's, as its parameters."""
     efs: Path
     output: Path
     versions: list[str]
@@ -53,19 +67,44 @@ class Deployed:
         captured = self.capsys.readouterr()
         return status, captured.out, captured.err
 
+    def embed(self, text: str) -> np.ndarray:
+        """What the deployed function answers, as any caller asks it."""
+        client = self.cloud.client("lambda", self.cloud.lambda_url)
+        answer = client.invoke(FunctionName=self.outputs["FunctionAlias"], Payload=json.dumps({"text": text}))
+        return np.array(json.load(answer["Payload"])["embedding"], np.float32)
+
+    def variables(self, output: str) -> dict[str, str]:
+        """Of the function that an output names: what the stack gives it, of its unpublished version."""
+        function = self.outputs[output].removesuffix(":live")
+        made = self.cloud.client("lambda").get_function_configuration(FunctionName=function)
+        variables: dict[str, str] = made["Environment"]["Variables"]
+        return variables
+
+    @property
+    def bucket(self) -> str:
+        return self.outputs["ArtifactBucketName"]
+
     @property
     def in_use(self) -> str:
         return (self.efs / MODEL_NAME / "current").read_text().strip()
 
     def modified(self) -> dict[str, Any]:
-        """Key -> when S3 got the object."""
-        listed = self.cloud.client("s3").list_objects_v2(Bucket=BUCKET).get("Contents", [])
-        return {each["Key"]: (each["LastModified"], each["ETag"]) for each in listed}
+        """Key -> when S3 got the object, for those of the model."""
+        found = self.cloud.client("s3").list_objects_v2(Bucket=self.bucket, Prefix=MODEL_NAME)
+        return {each["Key"]: (each["LastModified"], each["ETag"]) for each in found.get("Contents", [])}
+
+
+@pytest.fixture(scope="module")
+def templates() -> dict[str, StackTemplate]:
+    """By Precision or ModelStorage, if it is not the default."""
+    settings = {"default": {}, "fp32": {"Precision": "fp32"}, "package": {"ModelStorage": "package"}}
+    return dict(zip(settings, templates_for_moto(list(settings.values())), strict=True))
 
 
 @pytest.fixture
 def deployed(
     cloud: Cloud,
+    templates: dict[str, StackTemplate],
     tmp_path: Path,
     int8_only: tuple[Path, list[str]],
     start: Callable[..., Local],
@@ -74,29 +113,40 @@ def deployed(
 ) -> Deployed:
     efs = tmp_path / "efs"
     efs.mkdir()
-    variables = {**cloud.variables, "MODEL_CACHE_DIR": str(efs), "ARTIFACT_BUCKET": BUCKET}
-    cloud.functions["loader"] = start("loader.app.lambda_handler", "--invoke-port", "0", **variables)
-    cloud.functions["embedding"] = start("--invoke-port", "0", MODEL_CACHE_DIR=str(efs))
-    cloud.make_stack()
+    outputs = cloud.deploy(STACK, templates["default"], start, efs)
     monkeypatch.setattr(deployment, "POLL_SECONDS", 0.01)
-    return Deployed(cloud, efs, int8_only[0].parent, int8_only[1], capsys)
+    return Deployed(cloud, templates["default"].parameters, outputs, efs, int8_only[0].parent, int8_only[1], capsys)
 
 
-def test_versions_come_into_use_and_go_back(deployed: Deployed) -> None:
+def test_functions_and_outputs_are_the_stacks(deployed: Deployed, templates: dict[str, StackTemplate]) -> None:
+    """What the tests below rest on: of the template nothing is replaced here but the file system and two outputs."""
+    assert deployed.outputs.keys() == {
+        *("Url", "CallerPolicyArn", "FunctionAlias", "ModelStorage", "ArtifactBucketName", "LoaderName")
+    }
+    assert templates["default"].by_name == ["Url", "FunctionAlias"]
+    assert deployed.cloud.functions.keys() == {deployed.outputs["LoaderName"], deployed.outputs["FunctionAlias"]}
+    assert deployed.variables("LoaderName") == {"MODEL_CACHE_DIR": "/mnt/ml-models", "ARTIFACT_BUCKET": deployed.bucket}
+    assert deployed.variables("FunctionAlias") == {**VARIABLES, "MODEL_GENERATION": "0"}
+
+
+def test_versions_come_into_use_and_go_back(deployed: Deployed, int8: Embedder) -> None:
     first, second = deployed.versions
+    alias, url = deployed.outputs["FunctionAlias"], deployed.outputs["Url"]
     deployed.take(first)
     status, out, err = deployed.publish()
     assert (status, err) == (0, "")
     assert [line.split("]")[0] for line in out.splitlines() if line.startswith("[")] == ["[1/4", "[2/4", "[3/4", "[4/4"]
     assert f"version {first} copied, in use; before it: none" in out
-    assert f"{ALIAS_ARN} answers with version {first}, int8: 83 vectors equal this machine's to the bit" in out
+    assert f"{alias} answers with version {first}, int8: 83 vectors equal this machine's to the bit" in out
     assert "Environments that are running" not in out
-    assert f"URL: {URL.rstrip('/')}\n" in out
+    assert f"URL: {url.rstrip('/')}\n" in out
     curl = out.splitlines()[-1]
     assert curl.startswith('curl --aws-sigv4 "aws:amz:us-east-1:lambda" --user "$AWS_ACCESS_KEY_ID:$AWS_SECRET_ACCESS')
-    assert curl.endswith(f"""{URL}embed -d '{{"text":"vitamin d"}}'""")
+    assert curl.endswith(f"""{url}embed -d '{{"text":"vitamin d"}}'""")
     uploaded = deployed.modified()
     assert set(uploaded) == {f"{MODEL_NAME}/{first}/{name}" for name in FILES}
+    expected = int8.embed(["vitamin d"]).vectors[0]
+    np.testing.assert_array_equal(deployed.embed("vitamin d"), expected)
 
     status, out, _ = deployed.publish()
     assert (status, deployed.modified()) == (0, uploaded)
@@ -120,6 +170,7 @@ def test_versions_come_into_use_and_go_back(deployed: Deployed) -> None:
     status, out, _ = deployed.publish("--rollback", first, "--restart")
     assert (status, deployed.in_use) == (0, first)
     assert f"answers with version {first}, int8: 83 vectors equal" in out
+    np.testing.assert_array_equal(deployed.embed("vitamin d"), expected)
 
     status, out, _ = deployed.publish("--list")
     assert status == 0
@@ -128,16 +179,21 @@ def test_versions_come_into_use_and_go_back(deployed: Deployed) -> None:
 
     status, _, err = deployed.publish("--rollback", "absent")
     assert (status, deployed.in_use) == (1, first)
-    assert "loader failed: VersionMissingError: " in err
+    assert f"{deployed.outputs['LoaderName']} failed: VersionMissingError: " in err
 
 
 def assert_updated(deployed: Deployed, version: str) -> None:
-    """The stack's template has another MODEL_GENERATION, and parameters stay."""
+    """The stack's function has another MODEL_GENERATION, and nothing else is changed."""
     (body,) = map(parse_qs, deployed.cloud.updates)
-    assert body["Parameters.member.1.ParameterKey"] == ["Precision"]
-    assert body["Parameters.member.1.UsePreviousValue"] == ["true"]
-    template = deployed.cloud.client("cloudformation").get_template(StackName=STACK)["TemplateBody"]
-    assert template["Metadata"]["Variables"]["MODEL_GENERATION"].startswith(f"{version}.")
+    cloudformation = deployed.cloud.client("cloudformation")
+    [stack] = cloudformation.describe_stacks(StackName=STACK)["Stacks"]
+    numbers = range(1, len(stack["Parameters"]) + 1)
+    assert {body[f"Parameters.member.{number}.UsePreviousValue"][0] for number in numbers} == {"true"}
+    assert {each["ParameterKey"]: each["ParameterValue"] for each in stack["Parameters"]} == deployed.parameters
+    assert {each["OutputKey"]: each["OutputValue"] for each in stack["Outputs"]} == deployed.outputs
+    variables = deployed.variables("FunctionAlias")
+    assert variables.pop("MODEL_GENERATION").startswith(f"{version}.")
+    assert variables == VARIABLES
 
 
 def test_two_publishers_at_once_both_finish(deployed: Deployed, start: Callable[..., Local]) -> None:
@@ -184,30 +240,32 @@ def test_an_interrupted_upload_goes_on_where_it_was(deployed: Deployed, monkeypa
 
 def test_a_damaged_object_is_sent_again(deployed: Deployed) -> None:
     version = deployed.take(deployed.versions[0])
-    assert deployed.publish(where=("--bucket", BUCKET))[0] == 0
+    assert deployed.publish(where=("--bucket", deployed.bucket))[0] == 0
     key = f"{MODEL_NAME}/{version}/{WEIGHTS}"
     s3 = deployed.cloud.client("s3")
-    content = bytearray(s3.get_object(Bucket=BUCKET, Key=key)["Body"].read())
+    content = bytearray(s3.get_object(Bucket=deployed.bucket, Key=key)["Body"].read())
     content[1_000_000] ^= 1
-    s3.put_object(Bucket=BUCKET, Key=key, Body=bytes(content))
-    status, out, _ = deployed.publish(where=("--bucket", BUCKET, "--loader", "loader"))
+    s3.put_object(Bucket=deployed.bucket, Key=key, Body=bytes(content))
+    status, out, _ = deployed.publish(where=("--bucket", deployed.bucket, "--loader", deployed.outputs["LoaderName"]))
     assert (status, deployed.in_use) == (0, version)
     assert "Not verified: name the stack with --stack" in out
-    head = s3.head_object(Bucket=BUCKET, Key=key, ChecksumMode="ENABLED")
+    head = s3.head_object(Bucket=deployed.bucket, Key=key, ChecksumMode="ENABLED")
     digest = hashlib.sha256((deployed.output / key).read_bytes()).digest()
     assert head["ChecksumSHA256"] == base64.b64encode(digest).decode()
 
 
 def test_a_bucket_alone_only_gets_the_files(deployed: Deployed) -> None:
     deployed.take(deployed.versions[0])
-    status, out, _ = deployed.publish(where=("--bucket", BUCKET))
+    status, out, _ = deployed.publish(where=("--bucket", deployed.bucket))
     assert status == 0
     assert out.endswith("to put it into use, name the loader with --loader, or the stack with --stack\n")
     assert not (deployed.efs / MODEL_NAME).exists()
     for option in ("--list", "--rollback=v1"):
-        status, _, err = deployed.publish(option, where=("--bucket", BUCKET))
+        status, _, err = deployed.publish(option, where=("--bucket", deployed.bucket))
         assert (status, "asks the stack's loader: name it with --loader" in err) == (1, True)
-    status, _, err = deployed.publish("--restart", where=("--bucket", BUCKET, "--loader", "loader"))
+    status, _, err = deployed.publish(
+        "--restart", where=("--bucket", deployed.bucket, "--loader", deployed.outputs["LoaderName"])
+    )
     assert (status, "--restart changes the stack: name it with --stack" in err) == (1, True)
 
 
@@ -228,8 +286,10 @@ def test_other_vectors_are_found(deployed: Deployed, monkeypatch: pytest.MonkeyP
     assert "--rollback VERSION goes back" in err
 
 
-def test_a_precision_that_the_function_needs_must_be_there(deployed: Deployed) -> None:
-    deployed.cloud.make_stack("float", precision="fp32")
+def test_a_precision_that_the_function_needs_must_be_there(
+    deployed: Deployed, templates: dict[str, StackTemplate]
+) -> None:
+    deployed.outputs = create_stack(deployed.cloud.client, "float", templates["fp32"])
     deployed.take(deployed.versions[0])
     status, _, err = deployed.publish(where=("--stack", "float"))
     assert (status, deployed.modified()) == (1, {})
@@ -287,7 +347,11 @@ def test_a_damaged_local_version_is_not_published(cloud: Cloud, copy_model: Call
             ("--stack", "packaged"),
             r"stack packaged has the model in the function's package \(ModelStorage=package\)",
         ),
-        ({}, ("--stack", "foreign"), r"stack foreign, now CREATE_COMPLETE, has no output LoaderName, Url: wait until"),
+        (
+            {},
+            ("--stack", "foreign"),
+            r"stack foreign, now CREATE_COMPLETE, has no output LoaderName, FunctionAlias: wait until",
+        ),
     ],
 )
 def test_what_is_missing_is_named_in_a_sentence(
@@ -295,13 +359,18 @@ def test_what_is_missing_is_named_in_a_sentence(
     arguments: tuple[str, ...],
     message: str,
     cloud: Cloud,
+    templates: dict[str, StackTemplate],
     int8_only: tuple[Path, list[str]],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    cloud.make_stack()
-    cloud.make_stack("packaged", ModelStorage="package", LoaderName=None, ArtifactBucketName=None)
-    cloud.make_stack("foreign", LoaderName=None, Url=None)
+    create_stack(cloud.client, STACK, templates["default"])
+    create_stack(cloud.client, "packaged", templates["package"])
+    foreign = {
+        "Resources": {"Topic": {"Type": "AWS::SNS::Topic"}},
+        "Outputs": {name: {"Value": name} for name in ("ArtifactBucketName", "Url")},
+    }
+    cloud.client("cloudformation").create_stack(StackName="foreign", TemplateBody=json.dumps(foreign))
     merged = {**cloud.variables, **variables}
     isolated(monkeypatch, **{name: value for name, value in merged.items() if value})
     assert publish.main([*arguments, "--output", str(int8_only[0].parent)]) == 1

@@ -9,9 +9,7 @@ import fnmatch
 import hashlib
 import itertools
 import json
-import os
 import re
-import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,12 +17,14 @@ from typing import Any
 
 import pytest
 
+from export.deployment import with_generation
 from handler.log import METRICS
-from tests.cloud import moto_server
+from tests.cloud import Cloud, moto
 from tests.servers import ROOT
+from tests.stack import PROGRAMS, Parameters, StackTemplate, create_stack, require_tools, run, templates_for_moto
 
-TOOLS = ROOT / "build" / "aws" / "bin"
-PROGRAMS = ROOT / "tests" / "aws"
+__all__ = ["moto"]  # a fixture
+
 TEMPLATE = ROOT / "template.yaml"
 SECURITY = ROOT / "docs" / "security.md"
 DEPLOYER_POLICY = ROOT / "docs" / "deployer-policy.json"
@@ -32,8 +32,6 @@ MAX_POLICY_CHARACTERS = 6144
 """Of a managed policy of IAM, white space not counted."""
 MAX_DESCRIPTION_CHARACTERS = 256
 """Of a version of a function."""
-
-Parameters = dict[str, str]
 
 OWN_VPC = {
     "VpcId": "vpc-0123456789abcdef0",
@@ -100,31 +98,7 @@ class Statement:
 
 @pytest.fixture(scope="module", autouse=True)
 def tools() -> None:
-    if not (TOOLS.parent / ".done").exists():
-        pytest.skip("AWS's tools are not installed: make aws-tools")
-
-
-def run(program: str, *arguments: object, stdin: str = "", check: bool = True) -> subprocess.CompletedProcess[str]:
-    """Run a tool without network, credentials or anything else of this machine's AWS settings."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
-    environment |= {
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-        "AWS_CONFIG_FILE": os.devnull,
-        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
-        "SAM_CLI_TELEMETRY": "0",
-    }
-    ran = subprocess.run(
-        [TOOLS / program, *map(str, arguments)],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env=environment,
-        check=False,
-    )
-    assert ran.returncode == 0 or not check, f"{program}: {ran.stdout[-2000:]}{ran.stderr[-2000:]}"
-    return ran
+    require_tools()
 
 
 def resolve(combinations: Sequence[Parameters], *options: str) -> list[dict[str, Any]]:
@@ -670,6 +644,26 @@ def test_a_version_is_replaced_where_the_function_changes_and_nowhere_else(sourc
         assert function_changed == version_changed, str(stack)
 
 
+def test_a_restart_makes_another_version() -> None:
+    """SAM names a version by the template's text, in which `python -m export publish --restart` changes one word."""
+    code = f"""
+import json, pathlib, sys
+sys.path.insert(0, {str(PROGRAMS)!r})
+import template
+found = []
+for text in json.load(sys.stdin):
+    template.source = lambda: template.yaml_parse(text)
+    resources = template.translate({{}})["Resources"].items()
+    found.append([name for name, made in resources if made["Type"] == "AWS::Lambda::Version"])
+json.dump(found, sys.stdout)
+"""
+    text = TEMPLATE.read_text()
+    changed = [text, text, with_generation(text, "v2.18"), with_generation(text, "v2.19")]
+    versions = [name for (name,) in json.loads(run("python", "-c", code, stdin=json.dumps(changed)).stdout)]
+    assert versions[0] == versions[1]
+    assert len(set(versions)) == 3
+
+
 def versioned(stack: Stack) -> dict[str, Any]:
     """What a version of the function keeps."""
     return {
@@ -792,22 +786,25 @@ def test_every_output_is_there(stacks: list[Stack]) -> None:
 # A stack in moto
 
 
+MADE = {"all": EVERYTHING, "efs": {"Tracing": "Active"}, "package": IN_PACKAGE}
+
+
 @pytest.fixture(scope="module")
-def moto() -> Iterator[str]:
-    """The endpoint of a running moto."""
-    with moto_server() as endpoint:
-        yield endpoint
+def made() -> dict[str, tuple[Stack, StackTemplate]]:
+    """What the stack should be, and what moto makes it of."""
+    combinations = list(MADE.values())
+    pairs = zip(resolved_stacks(combinations), templates_for_moto(combinations), strict=True)
+    return dict(zip(MADE, pairs, strict=True))
 
 
-@pytest.mark.parametrize("parameters", [EVERYTHING, {"Tracing": "Active"}, IN_PACKAGE], ids=["all", "efs", "package"])
-def test_the_stack_can_be_created(moto: str, parameters: Parameters, request: pytest.FixtureRequest) -> None:
-    """Of the resources that moto knows; tests/aws/create_stack.py names the others."""
-    name = f"stack-{request.node.callspec.id}"
-    settings = [f"{key}={value}" for key, value in parameters.items()]
-    outputs = json.loads(run("python", PROGRAMS / "create_stack.py", moto, name, *settings).stdout)
-    [stack] = resolved_stacks([parameters])
+@pytest.mark.parametrize("name", MADE)
+def test_the_stack_can_be_created(moto: str, made: dict[str, tuple[Stack, StackTemplate]], name: str) -> None:
+    """Of the resources that moto knows; tests/aws/template_for_moto.py names the others."""
+    stack, template = made[name]
+    outputs = create_stack(Cloud(moto).client, name, template)
     assert outputs.keys() == stack.outputs.keys()
-    assert outputs["ModelStorage"] == parameters.get("ModelStorage", "efs")
+    assert set(template.by_name) == {"Url", "FunctionAlias", "ApiKeyId"} & stack.outputs.keys()
+    assert outputs["ModelStorage"] == stack.parameters.get("ModelStorage", "efs")
     assert f":function:{name}-EmbeddingFunction-" in outputs["FunctionAlias"]
     if stack.on_efs:
         assert outputs["LoaderName"].startswith(f"{name}-LoaderFunction-")
