@@ -17,8 +17,9 @@ from typing import Any
 from benchmarks import slow_files
 from benchmarks.contenders import CONTENDERS, OURS
 from benchmarks.results import Figures, Result
-from benchmarks.runtime import start_function
-from export.package import package
+from benchmarks.runtime import lambda_python, start_function
+from export import ExportError
+from export.package import LAMBDA_PYTHON, OWN_PYTHON, package
 
 FLOOR = "floor"
 """What no function on onnxruntime can do without: `import numpy, onnxruntime`."""
@@ -88,7 +89,8 @@ def run(model_folder: Path, source: Path, rounds: int, advance: Callable[[], Non
     rows = [row for row in rows if not left_out.get(row["files"])]
     with tempfile.TemporaryDirectory() as workdir, ExitStack() as stack:
         folder = Path(workdir) / "package"
-        package(folder)
+        version, python = _function_python(Path(workdir) / "runtime")
+        package(folder, version)
         models = model_folder.resolve()
         mount = Path(workdir) / "mount"
         mount.mkdir()
@@ -101,12 +103,16 @@ def run(model_folder: Path, source: Path, rounds: int, advance: Callable[[], Non
                     if row["mode"] == "library":
                         found = _start_library(row["contender"], model_folder, source)
                     else:
-                        found = _start_function(folder, mount if row["files"] == SLOW else models, row["files"])
+                        found = _start_function(python, folder, mount if row["files"] == SLOW else models, row["files"])
                     if counted:
                         for name, value in found.items():
                             _append(row, name, value)
                     advance()
-    parameters = {"rounds": rounds, "left_out": {name: reason for name, reason in left_out.items() if reason}}
+    parameters = {
+        "rounds": rounds,
+        "function_python": version,
+        "left_out": {name: reason for name, reason in left_out.items() if reason},
+    }
     return Result.new("cold-start", model_folder, parameters, rows)
 
 
@@ -126,7 +132,8 @@ def figures(result: Result) -> list[Figures]:
             [[TITLES[row["contender"]], _ms(row["seconds"]), _median(row["peak_memory_mb"])] for row in library],
         ),
         Figures(
-            "Cold start of the function: its package under AWS's runtime client, start to first answer, ms, median",
+            "Cold start of the function: its package under AWS's runtime client and Python "
+            f"{result.parameters['function_python']}, start to first answer, ms, median",
             ["", "init", "first answer", "peak memory, MB"],
             [
                 [FILES[row["files"]], _ms(row["ready"]), _ms(row["seconds"]), _median(row["peak_memory_mb"])]
@@ -173,7 +180,7 @@ def _start_library(name: str, model_folder: Path, source: Path) -> Mapping[str, 
     return {"seconds": seconds, "peak_memory_mb": int(peak) / 1024}
 
 
-def _start_function(folder: Path, model_folder: Path, files: str) -> Mapping[str, Any]:
+def _start_function(python: str, folder: Path, model_folder: Path, files: str) -> Mapping[str, Any]:
     environment = {
         **_environment(),
         "AWS_LAMBDA_FUNCTION_NAME": "embed",
@@ -181,12 +188,12 @@ def _start_function(folder: Path, model_folder: Path, files: str) -> Mapping[str
         "MODEL_CACHE_DIR": str(model_folder.parent),
         "MODEL_NAME": model_folder.name,
     }
-    _prepare(folder, files)
-    started = start_function(folder, {"text": "vitamin d"}, environment)
+    _prepare(python, folder, files)
+    started = start_function(folder, {"text": "vitamin d"}, environment, python)
     if abs(sum(number * number for number in started.answer["embedding"]) - 1) > 1e-5:
         raise RuntimeError(f"the function gave no unit vector: {started.answer}")
-    _prepare(folder, files)
-    command = [sys.executable, "-c", _PHASES, str(model_folder)]
+    _prepare(python, folder, files)
+    command = [python, "-c", _PHASES, str(model_folder)]
     with _started(command, folder, environment) as (process, began):
         assert process.stdout is not None  # noqa: S101  it is a pipe
         ends = list(json.loads(process.stdout.read()).items())
@@ -196,15 +203,23 @@ def _start_function(folder: Path, model_folder: Path, files: str) -> Mapping[str
     return {**seconds, "peak_memory_mb": started.peak_memory_mb, "phases": phases}
 
 
-def _prepare(folder: Path, files: str) -> None:
+def _prepare(python: str, folder: Path, files: str) -> None:
     """Bring the page cache into the state that a start with `files` meets."""
     if files == PAGE_CACHE:
         return
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("1")
     if files == SLOW:  # all but the model is read back
-        imports = [sys.executable, "-c", "import awslambdaric.bootstrap, handler.api, handler.events, handler.embedder"]
+        imports = [python, "-c", "import awslambdaric.bootstrap, handler.api, handler.events, handler.embedder"]
         subprocess.run(imports, cwd=folder, env=_environment(), check=True)  # noqa: S603
+
+
+def _function_python(folder: Path) -> tuple[str, str]:
+    """Version and path of the Python for the function: Lambda's version, or else this one."""
+    try:
+        return LAMBDA_PYTHON, lambda_python(folder)
+    except ExportError:
+        return OWN_PYTHON, sys.executable
 
 
 def _cannot_drop_page_cache() -> str | None:

@@ -19,7 +19,7 @@ from benchmarks.cgroups import limited, unavailable
 from benchmarks.corpus import mixed_length, of_length
 from benchmarks.memory import function, url_event
 from benchmarks.results import Figures, Result
-from handler.artifact import MODEL_FILES, TOKENIZER, open_artifact
+from handler.artifact import open_artifact
 from handler.embedder import LAMBDA_MB_PER_VCPU, Embedder
 
 MEMORY_SIZES = (512, 1024, 1769, 3008)
@@ -33,6 +33,9 @@ SHORT_WORDS = 6
 SHORT_REQUESTS = 50
 
 TEXTS_PER_REQUEST = 100
+
+MONTH_MEMORY_MB = 1769
+MONTH_REQUESTS = (100_000, 1_000_000, 10_000_000, 100_000_000)
 
 _MONTH_SECONDS = 30 * 24 * 3600
 
@@ -77,6 +80,18 @@ def provisioned_dollars_per_month(memory_mb: int, gb_second: float) -> float:
     return memory_mb / 1024 * _MONTH_SECONDS * gb_second
 
 
+def dollars_per_month(requests: int, seconds: float, memory_mb: int, architecture: str, *, provisioned: bool) -> float:
+    """Dollars for a month of 30 days in which `requests` invocations take `seconds` each.
+
+    Provisioned, one environment is paid for all the time, and duration in it at a lower price.
+    """
+    kind = "provisioned_duration_" if provisioned else ""
+    each = billed_dollars(seconds, memory_mb, PRICES[f"lambda_{architecture}_{kind}gb_second"])
+    standing = PRICES[f"lambda_{architecture}_provisioned_gb_second"] if provisioned else 0.0
+    fixed = provisioned_dollars_per_month(memory_mb, standing)
+    return fixed + requests * (each + PRICES["lambda_request_million"] / 1e6)
+
+
 def efs_dollars(size: int) -> float:
     """Dollars for reading `size` bytes once from a file system with elastic throughput; a GB is 2**30 bytes."""
     return size / 2**30 * PRICES["efs_elastic_read_gb"]
@@ -118,10 +133,36 @@ def run(model_folder: Path, texts: int, rounds: int, advance: Callable[[], None]
     return Result.new("cost", model_folder, parameters, rows)
 
 
-def figures(result: Result) -> Figures:
-    """One row for each memory size and architecture, and OpenAI's prices."""
+def figures(result: Result) -> list[Figures]:
+    """One row for each memory size and architecture, and OpenAI's prices; then one for each load of a month."""
     if "unavailable" in result.parameters:
-        return Figures(f"Cost: not measured, {result.parameters['unavailable']}", [""], [])
+        return [Figures(f"Cost: not measured, {result.parameters['unavailable']}", [""], [])]
+    return [_sizes(result), _months(result)]
+
+
+def _months(result: Result) -> Figures:
+    row = next(row for row in result.rows if row["memory_mb"] == MONTH_MEMORY_MB)
+    seconds = statistics.median(row["short_seconds"])
+    return Figures(
+        f"Lambda's part of a month in dollars at {MONTH_MEMORY_MB} MB, requests of one short text each, with and "
+        "without provisioned concurrency of one environment, as if that answered all of them: up to about "
+        f"{1 / seconds:,.0f} requests/s it can",
+        ["requests a month", *(f"{name}, {kind}" for name in ARCHITECTURES for kind in ("on demand", "provisioned"))],
+        [
+            [
+                f"{requests:,}",
+                *(
+                    f"{dollars_per_month(requests, seconds, MONTH_MEMORY_MB, name, provisioned=kind):,.2f}"
+                    for name in ARCHITECTURES
+                    for kind in (False, True)
+                ),
+            ]
+            for requests in MONTH_REQUESTS
+        ],
+    )
+
+
+def _sizes(result: Result) -> Figures:
     return Figures(
         "Cost in dollars, us-east-1, from speeds under a CPU quota of MB / 1,769 on this machine's x86_64 CPU. "
         "arm64's speed is not measured: its costs are its prices at the x86_64 speed. One short text "
@@ -172,8 +213,8 @@ def _measure(model_folder: Path, row: Mapping[str, Any], bodies: list[str]) -> N
 
 def _read_bytes(model_folder: Path) -> int:
     """Bytes that a cold start of the INT8 model reads: tokenizer, ONNX file and weights."""
-    files = open_artifact(model_folder).manifest.files
-    return sum(entry.size for name, entry in files.items() if name.startswith((TOKENIZER, MODEL_FILES["int8"])))
+    artifact = open_artifact(model_folder)
+    return sum(artifact.manifest.files[name].size for name in artifact.files_of("int8"))
 
 
 def _cells(row: Mapping[str, Any], architecture: str, parameters: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from benchmarks.results import FOLDER, tables
 
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- benchmarks: begin, written by python -m benchmarks report -->", "<!-- benchmarks: end -->"
-SHOWN = ("Cold start of the", "Latency", "Throughput", "Memory", "Cost", "Load")
+SHOWN = ("Cold start of the", "Latency", "Throughput", "Memory", "Cost", "Lambda's part", "Load")
 """How the titles of the README's tables begin, beside the quality on pairs that people scored."""
 
 

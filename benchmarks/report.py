@@ -36,9 +36,10 @@ SECTIONS: Mapping[str, Section] = {
     "cold-start": Section(
         "Cold start",
         "A fresh process is started once a round, each contender in turn, and timed until it has embedded one short "
-        "text. As a function, the deployable package runs under AWS's runtime client and answers one invocation; its "
-        "phases are timed in a second process that takes the same steps, and the plot shows as 'request and answer' "
-        "what they leave of the first one's time. `import numpy, onnxruntime` alone is the floor.",
+        "text. As a function, the deployable package runs under AWS's runtime client and answers one invocation, on "
+        "Lambda's version of Python where the machine has it; its phases are timed in a second process that takes the "
+        "same steps, and the plot shows as 'request and answer' what they leave of the first one's time. `import "
+        "numpy, onnxruntime` alone, as pip installs them, is the floor; the package's numpy is reduced to its use.",
         cold_start.figures,
         "Time from the start of a process to its first vector, by phase",
     ),

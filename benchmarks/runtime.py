@@ -12,6 +12,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from export import ExportError
+from export.package import LAMBDA_PYTHON, ROOT, interpreter
+
 
 class Started(NamedTuple):
     """A function's start, in seconds since its process was."""
@@ -100,6 +103,21 @@ def start_function(
         raise RuntimeError(f"the function gave no answer: {found.get('error', output)[-500:]!r}")
     ready, answered = found["ready"] - began, found["answered"] - began
     return Started(ready, answered, json.loads(found["answer"]), found["peak"])
+
+
+def lambda_python(folder: Path) -> str:
+    """Path of a Python of Lambda's version with the runtime client, in a virtual environment that is made in `folder`.
+
+    Raises ExportError if this machine has no such Python, or pip cannot install the client.
+    """
+    subprocess.run([interpreter(LAMBDA_PYTHON), "-m", "venv", str(folder)], check=True)  # noqa: S603
+    python = str(folder / "bin" / "python")
+    command = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
+    command += ["--constraint", str(ROOT / "constraints.txt"), "awslambdaric"]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if ran.returncode != 0:
+        raise ExportError(f"pip cannot install awslambdaric: {ran.stderr.strip().splitlines()[-1]}")
+    return python
 
 
 def _peak_memory_mb(pid: int) -> float:

@@ -23,7 +23,7 @@ import psutil
 import pytest
 
 from export.manifest import file_entry, reduced
-from handler.artifact import CHECKSUM, MANIFEST, MODEL_FILES, TOKENIZER, Manifest, open_artifact
+from handler.artifact import CHECKSUM, MANIFEST, MODEL_FILES, TOKENIZER, VOCABULARY, Manifest, open_artifact
 from handler.embedder import Embedder
 from loader import app, errors, store
 from tests.cloud import BUCKET, Cloud, cloud, int8_only, isolated, moto, put_version, recycle, wait_until
@@ -32,7 +32,7 @@ from tests.servers import ROOT, Answer, Local, send
 
 __all__ = ["cloud", "int8_only", "moto"]  # fixtures
 
-FILES = {TOKENIZER: 5_000, MODEL_FILES["int8"]: 50_000, MODEL_FILES["int8"] + "_data": 3_000_000}
+FILES = {TOKENIZER: 5_000, VOCABULARY: 2_000, MODEL_FILES["int8"]: 50_000, MODEL_FILES["int8"] + "_data": 3_000_000}
 KEY = f"{MODEL_NAME}/{{}}/{MODEL_FILES['int8']}_data"
 
 

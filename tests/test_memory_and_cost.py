@@ -189,7 +189,7 @@ def test_without_control_groups_the_rest_is_measured(
     assert memory.figures(result).rows[-1][1] == "not measured"
     assert "smallest memory size not measured: no permission" in capsys.readouterr().err
     result = cost.run(model_folder, 10, 1, lambda: None)
-    assert (result.rows, cost.figures(result).title) == ([], "Cost: not measured, no permission")
+    assert (result.rows, [table.title for table in cost.figures(result)]) == ([], ["Cost: not measured, no permission"])
 
 
 @pytest.mark.usefixtures("limits_work")
@@ -206,10 +206,11 @@ def test_cost_has_complete_rows(model_folder: Path, monkeypatch: pytest.MonkeyPa
         assert lengths == [1, cost.SHORT_REQUESTS, 1]
     assert (result.parameters["texts"], result.parameters["requests"]) == (20, 1)
     assert 20e6 < result.parameters["read_bytes"] < 30e6
-    table = cost.figures(result)
+    table, months = cost.figures(result)
     assert len(table.rows) == 2 * 2 + 3
     assert {len(cells) for cells in table.rows} == {len(table.header)}
     assert table.rows[4][5] == "20.00"
+    assert {len(cells) for cells in months.rows} == {len(months.header)}
 
 
 def test_durations_are_billed_in_whole_milliseconds() -> None:
@@ -232,6 +233,14 @@ def test_provisioned_environments_and_efs_are_priced() -> None:
     price = cost.PRICES["lambda_x86_64_provisioned_gb_second"]
     assert cost.provisioned_dollars_per_month(512, price) == pytest.approx(5.4000432)
     assert cost.efs_dollars(2**29) == pytest.approx(0.015)
+
+
+def test_months_are_priced_with_and_without_provisioned_concurrency() -> None:
+    # 1e6 x 0.002 s x 0.5 GB = 1,000 GB-s, and 0.20 for the requests
+    on_demand = cost.dollars_per_month(1_000_000, 0.0012, 512, "arm64", provisioned=False)
+    assert on_demand == pytest.approx(1000 * 0.0000133334 + 0.2)
+    provisioned = cost.dollars_per_month(1_000_000, 0.0012, 512, "arm64", provisioned=True)
+    assert provisioned == pytest.approx(1_296_000 * 0.0000033334 + 1000 * 0.0000077778 + 0.2)
 
 
 def test_every_price_has_a_source_and_a_date() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks import slow_files
 from benchmarks.memory import url_event
-from benchmarks.runtime import start_function
+from benchmarks.runtime import lambda_python, start_function
 from export import ExportError
 from export.package import ARCHITECTURES, LAMBDA_PYTHON, interpreter, package, package_model
 from export.slim import CHANGES, REPLACED, UNUSED, slim
@@ -167,28 +167,23 @@ def test_two_builds_have_the_same_bytes(deployed: tuple[str, Path], tmp_path: Pa
 
 
 @pytest.fixture(scope="module")
-def lambda_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+def runtime(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Lambda's Python with the runtime client, as it is before a function is put there."""
     if reason := no_python():
         pytest.skip(reason)
-    folder = tmp_path_factory.mktemp("runtime")
-    subprocess.run([interpreter(LAMBDA_PYTHON), "-m", "venv", str(folder)], check=True)
-    constraints = ["--constraint", str(ROOT / "constraints.txt")]
-    python = str(folder / "bin" / "python")
-    subprocess.run([python, "-m", "pip", "install", "--quiet", *constraints, "awslambdaric"], check=True)
-    return python
+    return lambda_python(tmp_path_factory.mktemp("runtime"))
 
 
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the package for this machine is tested, and this is arm64")
 @pytest.mark.parametrize("deployed", ["x86_64"], indirect=True)
 def test_the_deployed_package_answers_on_lambdas_python(
-    deployed: tuple[str, Path], lambda_python: str, model_folder: Path, tmp_path: Path, int8: Embedder
+    deployed: tuple[str, Path], runtime: str, model_folder: Path, tmp_path: Path, int8: Embedder
 ) -> None:
     package_model(tmp_path, model_folder)
     variables = environment(tmp_path / "ml-models") | {"PYTHONDONTWRITEBYTECODE": "1"}
     texts = ["vitamin d", "größe 🙂", "word " * 300]
     event = url_event(json.dumps({"texts": texts, "encoding_format": "base64"}))
-    started = start_function(deployed[1], event, variables, lambda_python)
+    started = start_function(deployed[1], event, variables, runtime)
     assert started.answer["statusCode"] == 200
     body = json.loads(started.answer["body"])
     vectors = [np.frombuffer(base64.b64decode(each), "<f4") for each in body["embeddings"]]

@@ -22,7 +22,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from export import deployment, publish
-from handler.artifact import MODEL_FILES, TOKENIZER, open_artifact
+from handler.artifact import MODEL_FILES, TOKENIZER, VOCABULARY, open_artifact
 from handler.embedder import Embedder
 from tests.cloud import BUCKET, Cloud, cloud, int8_only, isolated, moto
 from tests.conftest import MODEL_NAME
@@ -40,7 +40,7 @@ VARIABLES = {
     "CORS_ORIGIN": "",
 }
 """Of the function that embeds, beside MODEL_GENERATION."""
-FILES = (TOKENIZER, MODEL_FILES["int8"], WEIGHTS, "manifest.json")
+FILES = (TOKENIZER, VOCABULARY, MODEL_FILES["int8"], WEIGHTS, "manifest.json")
 
 
 @dataclass

@@ -39,7 +39,7 @@ def _cold_start() -> Result:
         inner = {name: [seconds * factor] for name, seconds in phases.items()}
         row = {"contender": "int8", "mode": "function", "files": files, "phases": inner, "peak_memory_mb": [90]}
         rows.append({**row, "ready": [0.12 * factor], "seconds": [0.15 * factor]})
-    return _result("cold-start", rows)
+    return _result("cold-start", rows, function_python="3.13")
 
 
 def _latency() -> Result:
