@@ -192,27 +192,20 @@ class Embedder:
         """
         normalize = self.manifest.normalize if normalize is None else normalize
         lengths = [len(text) for text in ids]
+        vectors = np.empty((len(ids), self.manifest.dimensions), np.float32)
         budget = None if deadline is None else Budget(self.pace, self.threads, sum(lengths), deadline)
 
-        def embed_run(rows: list[int]) -> Vectors:
+        def embed_run(rows: list[int]) -> None:
             started = time.perf_counter()
             if budget is not None:
                 budget.check()
-            vectors = self._embed_run(np.array([ids[row] for row in rows], np.int64), normalize)
+            vectors[rows] = self._embed_run(np.array([ids[row] for row in rows], np.int64), normalize)
             tokens = len(rows) * lengths[rows[0]]
             self.pace.add(tokens, time.perf_counter() - started)
             if budget is not None:
                 budget.done += tokens
-            return vectors
 
-        runs = list(_runs(lengths, TOKENS_PER_RUN if self._group_texts else 0))[::-1]
-        parts = _map(embed_run, runs, self.threads)
-        if len(runs) == 1:  # of all texts in their order
-            (vectors,) = parts
-        else:
-            vectors = np.empty((len(ids), self.manifest.dimensions), np.float32)
-            for rows, part in zip(runs, parts, strict=True):
-                vectors[rows] = part
+        _for_each(embed_run, list(_runs(lengths, TOKENS_PER_RUN if self._group_texts else 0))[::-1], self.threads)
         check_vectors(vectors, normalize)
         return vectors
 
@@ -332,15 +325,18 @@ def load_session(artifact: Artifact, precision: str) -> onnxruntime.InferenceSes
     )
 
 
-def _map(work: Callable[[list[int]], Vectors], runs: Sequence[list[int]], threads: int) -> list[Vectors]:
-    """`work` of each run, in so many threads. The first exception ends it: runs not yet begun are dropped."""
+def _for_each(work: Callable[[list[int]], None], runs: Sequence[list[int]], threads: int) -> None:
+    """Call `work` with each run, in so many threads. The first exception ends it: runs not yet begun are dropped."""
     threads = min(threads, len(runs))
     if threads < 2:
-        return [work(run) for run in runs]
+        for run in runs:
+            work(run)
+        return
     from concurrent.futures import ThreadPoolExecutor  # here, because a cold start must not wait for it
 
     with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(work, runs))
+        for _ in pool.map(work, runs):
+            pass
 
 
 def _by(deadline: float, work: Callable[[threading.Event], Tokens]) -> Tokens:

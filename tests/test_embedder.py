@@ -18,7 +18,7 @@ from handler.embedder import (
     PREFIX_CHARACTERS,
     TOKENS_PER_RUN,
     Embedder,
-    _map,
+    _for_each,
     _parts,
     _runs,
     check_vectors,
@@ -255,15 +255,14 @@ def test_threads_change_nothing(model_folder: Path, int8: Embedder, threads: int
 def test_a_run_that_fails_drops_those_not_yet_begun(threads: int) -> None:
     begun: list[int] = []
 
-    def work(run: list[int]) -> np.ndarray:
+    def work(run: list[int]) -> None:
         begun.append(run[0])
         time.sleep(0.001)
         if run[0] == 3:
             raise MemoryError("run 3")
-        return np.zeros((1, 384), np.float32)
 
     with pytest.raises(MemoryError, match="run 3"):
-        _map(work, [[number] for number in range(5000)], threads)
+        _for_each(work, [[number] for number in range(5000)], threads)
     assert 3 in begun
     assert len(begun) < 2500
 
