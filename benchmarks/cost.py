@@ -86,10 +86,11 @@ def dollars_per_month(requests: int, seconds: float, memory_mb: int, architectur
     Provisioned, one environment is paid for all the time, and duration in it at a lower price.
     """
     kind = "provisioned_duration_" if provisioned else ""
-    each = billed_dollars(seconds, memory_mb, PRICES[f"lambda_{architecture}_{kind}gb_second"])
-    standing = PRICES[f"lambda_{architecture}_provisioned_gb_second"] if provisioned else 0.0
-    fixed = provisioned_dollars_per_month(memory_mb, standing)
-    return fixed + requests * (each + PRICES["lambda_request_million"] / 1e6)
+    million = dollars_per_million_requests(seconds, memory_mb, PRICES[f"lambda_{architecture}_{kind}gb_second"])
+    dollars = requests / 1e6 * million
+    if provisioned:
+        dollars += provisioned_dollars_per_month(memory_mb, PRICES[f"lambda_{architecture}_provisioned_gb_second"])
+    return dollars
 
 
 def efs_dollars(size: int) -> float:
@@ -145,8 +146,7 @@ def _months(result: Result) -> Figures:
     seconds = statistics.median(row["short_seconds"])
     return Figures(
         f"Lambda's part of a month in dollars at {MONTH_MEMORY_MB} MB, requests of one short text each, with and "
-        "without provisioned concurrency of one environment, as if that answered all of them: up to about "
-        f"{1 / seconds:,.0f} requests/s it can",
+        "without provisioned concurrency of one environment, which here answers all of them, one after the other",
         ["requests a month", *(f"{name}, {kind}" for name in ARCHITECTURES for kind in ("on demand", "provisioned"))],
         [
             [

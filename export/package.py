@@ -85,7 +85,7 @@ def _copy_sources(target: Path, name: str) -> None:
 
 def _compile(target: Path, interpreter: str) -> None:
     # Unchecked: what unzips the package gives the sources other times, and a time that differs costs a compilation.
-    # Without docstrings and assertions, which are half of numpy's bytecode.
+    # Without docstrings and assertions, which every start would read for nothing.
     # From inside the folder, so that no path of this machine is in the bytecode.
     command = [interpreter, "-m", "compileall", "-q", "-o", "2", "--invalidation-mode", "unchecked-hash", "."]
     ran = subprocess.run(  # noqa: S603

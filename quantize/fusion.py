@@ -152,7 +152,7 @@ class Graph:
             piece = _piece(part, pieces)
             nodes += piece.nodes
             constants |= {constant.name: constant for constant in piece.constants}
-        nodes = needed([node for node in nodes if not set(node.output) & set(given)], set(wanted))
+        nodes = needed([node for node in nodes if not set(node.output) & set(given)], wanted)
         read = {name for node in nodes for name in node.input} | set(wanted)
         inputs = [*self.inputs, *(helper.make_tensor_value_info(name, kind, None) for name, kind in given.items())]
         graph = helper.make_graph(
@@ -256,12 +256,12 @@ def inputs_of(part: NodeProto | Group) -> list[str]:
     return [part.input] if isinstance(part, Group) else list(part.input)
 
 
-def needed(nodes: Sequence[NodeProto], wanted: set[str]) -> list[NodeProto]:
+def needed(nodes: Sequence[NodeProto], wanted: Iterable[str]) -> list[NodeProto]:
     """The nodes without which the tensors `wanted` cannot be computed, in their order."""
-    wanted = set(wanted)
+    missing = set(wanted)
     kept = []
     for node in reversed(nodes):
-        if wanted & set(node.output):
+        if missing & set(node.output):
             kept.append(node)
-            wanted |= set(node.input)
+            missing |= set(node.input)
     return kept[::-1]

@@ -26,7 +26,7 @@ def simplify_lookups(graph: onnx.GraphProto) -> None:
     nodes = [new for node in graph.node for new in lookups.shorter(node)]
     for node in nodes:
         node.input[:] = [lookups.renamed.get(name, name) for name in node.input]
-    nodes = needed(nodes, {output.name for output in graph.output})
+    nodes = needed(nodes, [output.name for output in graph.output])
     read = {name for node in nodes for name in node.input}
     constants = [constant for constant in (*graph.initializer, *lookups.constants) if constant.name in read]
     inputs = [value for value in graph.input if value.name in read]

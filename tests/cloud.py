@@ -18,7 +18,6 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
@@ -30,7 +29,7 @@ import pytest
 from export.manifest import reduced
 from handler.artifact import MANIFEST, Manifest, open_artifact
 from tests.conftest import MODEL_NAME
-from tests.servers import Local
+from tests.servers import Handler, Local, serving
 from tests.stack import TOOLS, StackTemplate, create_stack, require_tools
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
@@ -154,9 +153,9 @@ def front(cloud: Cloud) -> Iterator[None]:
     An update of a stack replaces environments.
     """
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+    class Front(Handler):
+        def do_POST(self) -> None:  # noqa: N802  http.server calls it so
+            body = self.body()
             # Moto takes the first part of any other host for the bucket.
             body = body.replace(b"TemplateURL=http%3A%2F%2F127.0.0.1%3A", b"TemplateURL=http%3A%2F%2Flocalhost%3A")
             found = re.fullmatch(r"/2015-03-31/functions/([^/]+)/invocations", urlsplit(self.path).path)
@@ -181,23 +180,8 @@ def front(cloud: Cloud) -> Iterator[None]:
                 cloud.replace_environments()
             self.answer(status, headers, content)
 
-        def answer(self, status: int, headers: dict[str, str], content: bytes) -> None:
-            self.send_response(status)
-            for name, value in headers.items():
-                if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
-                    self.send_header(name, value)
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *arguments: object) -> None:
-            """Nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        cloud.lambda_url = f"http://127.0.0.1:{server.server_port}"
+    with serving(Front) as cloud.lambda_url:
         yield
-        server.shutdown()
 
 
 def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:

@@ -11,9 +11,11 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.message import Message
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import IO, Any
 
@@ -102,6 +104,35 @@ def start(model_cache: Path) -> Iterator[Callable[..., Local]]:
         with local.process as process:  # which closes its pipes even if it ended badly
             process.terminate()
             assert process.wait(timeout=20) == 0
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Of a server of a test's own, which prints nothing."""
+
+    def body(self) -> bytes:
+        return self.rfile.read(int(self.headers.get("content-length", 0)))
+
+    def answer(self, status: int, headers: Mapping[str, str], content: bytes) -> None:
+        """Send an answer; what the connection and this server decide themselves is not taken from `headers`."""
+        self.send_response(status)
+        for name, value in headers.items():
+            if name.lower() not in ("content-length", "transfer-encoding", "connection", "date", "server"):
+                self.send_header(name, value)
+        self.send_header("content-length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, *arguments: object) -> None:
+        """Nothing."""
+
+
+@contextmanager
+def serving(handler: type[Handler]) -> Iterator[str]:
+    """The URL of a server that answers as the handler does."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def lower(headers: Message) -> dict[str, str]:

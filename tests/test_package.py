@@ -157,7 +157,7 @@ def test_packages_are_of_their_architecture(deployed: tuple[str, Path]) -> None:
     libraries = [path for path in folder.rglob("*.so*") if path.is_file()]
     assert len(libraries) > 5
     assert {machine(path) for path in libraries} == {{"x86_64": 62, "arm64": 183}[architecture]}
-    assert len(list(folder.rglob("*.cpython-313.pyc"))) > 50
+    assert len(list(folder.rglob("*.cpython-313.pyc"))) > 80
 
 
 def test_two_builds_have_the_same_bytes(deployed: tuple[str, Path], tmp_path: Path) -> None:

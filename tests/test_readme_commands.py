@@ -11,12 +11,10 @@ import re
 import shutil
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from email.message import Message
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +29,7 @@ from export.publish import _curl
 from handler.embedder import Embedder
 from tests.cloud import REGION, Cloud, cloud, int8_only, moto
 from tests.conftest import MODEL_NAME
-from tests.servers import ROOT, Local, send
+from tests.servers import ROOT, Handler, Local, send, serving
 from tests.stack import TOOLS, templates_for_moto
 
 __all__ = ["cloud", "int8_only", "moto"]  # fixtures
@@ -105,9 +103,9 @@ def gate(target: str, refusal: Refusal, stage: str = "") -> Iterator[Gate]:
     """A server that refuses requests or passes them on to the target, which does not see the stage in their path."""
     opened = Gate()
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+    class Keeper(Handler):
+        def do_POST(self) -> None:  # noqa: N802  http.server calls it so
+            body = self.body()
             if reason := refusal(opened, f"{self.command} {self.path}", self.headers, body):
                 status, content = 403, json.dumps({"message": reason}).encode()
             else:
@@ -115,19 +113,10 @@ def gate(target: str, refusal: Refusal, stage: str = "") -> Iterator[Gate]:
                 answer = send(target + path, body, content_type=self.headers.get_content_type())
                 status, content = answer.status, answer.body
             opened.statuses.append(status)
-            self.send_response(status)
-            self.send_header("content-length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+            self.answer(status, {}, content)
 
-        def log_message(self, *arguments: object) -> None:
-            """Nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        opened.url = f"http://127.0.0.1:{server.server_port}"
+    with serving(Keeper) as opened.url:
         yield opened
-        server.shutdown()
 
 
 AUTHORIZATION = re.compile(
