@@ -15,12 +15,12 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit
 
 import boto3
 import psutil
@@ -35,6 +35,9 @@ from tests.stack import TOOLS, StackTemplate, create_stack, require_tools
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
 REGION = "us-east-1"
 BUCKET = "artifacts"
+
+Fields = dict[str, str]
+"""Of a request to CloudFormation: Action, StackName, Parameters.member.1.ParameterKey, ..."""
 
 
 @contextmanager
@@ -101,8 +104,19 @@ class Cloud:
     functions: dict[str, Local] = field(default_factory=dict)
     """By the names or ARNs that they are invoked by."""
     lambda_url: str = ""
-    updates: list[str] = field(default_factory=list)
-    """Stacks that were updated."""
+    updates: list[Fields] = field(default_factory=list)
+    """Of stacks."""
+
+    def asked(self, fields: Fields) -> Fields:
+        """What moto is asked instead of this."""
+        return fields
+
+    def answered(self, fields: Fields, content: bytes) -> bytes:
+        """What is answered instead of this, which moto answers: an update of a stack replaces environments."""
+        if fields["Action"] == "UpdateStack":
+            self.updates.append(fields)
+            self.replace_environments()
+        return content
 
     def client(self, service: str, url: str | None = None) -> Any:
         keys = {"aws_access_key_id": "testing", "aws_secret_access_key": "testing"}
@@ -126,11 +140,16 @@ class Cloud:
         """
         outputs = create_stack(self.client, stack, of)
         for function in (outputs["LoaderName"], outputs["FunctionAlias"]):
-            made = self.client("lambda").get_function_configuration(FunctionName=function)
-            variables = {**made["Environment"]["Variables"], "MODEL_CACHE_DIR": str(mounted)}
-            limits = ("--timeout", str(made["Timeout"]), "--memory", str(made["MemorySize"]))
-            self.functions[function] = start(made["Handler"], "--invoke-port", "0", *limits, **variables)
+            self.run(function, start, lambda place: mounted)
         return outputs
+
+    def run(self, function: str, start: Callable[..., Local], mount: Callable[[str], Path], *options: str) -> None:
+        """Run a function as the stack has it. `mount` gives the folder here for the place of its models there."""
+        made = self.client("lambda").get_function_configuration(FunctionName=function)
+        variables = made["Environment"]["Variables"]
+        variables["MODEL_CACHE_DIR"] = str(mount(variables["MODEL_CACHE_DIR"]))
+        limits = ("--timeout", str(made["Timeout"]), "--memory", str(made["MemorySize"]))
+        self.functions[function] = start(made["Handler"], "--invoke-port", "0", *limits, *options, **variables)
 
     def replace_environments(self) -> None:
         """Of what is behind an alias, as a new version does."""
@@ -148,37 +167,44 @@ def recycle(function: Local) -> None:
 
 @contextmanager
 def front(cloud: Cloud) -> Iterator[None]:
-    """Serve `cloud.lambda_url`: Lambda by the functions' own Invoke APIs, all else by moto.
-
-    An update of a stack replaces environments.
-    """
+    """Serve `cloud.lambda_url`: Lambda by the functions' own Invoke APIs, CloudFormation by moto."""
 
     class Front(Handler):
         def do_POST(self) -> None:  # noqa: N802  http.server calls it so
             body = self.body()
-            # Moto takes the first part of any other host for the bucket.
-            body = body.replace(b"TemplateURL=http%3A%2F%2F127.0.0.1%3A", b"TemplateURL=http%3A%2F%2Flocalhost%3A")
             found = re.fullmatch(r"/2015-03-31/functions/([^/]+)/invocations", urlsplit(self.path).path)
-            target = cloud.moto + self.path
             if found:
-                name = unquote(found[1])
-                if name not in cloud.functions:
-                    message = json.dumps({"Type": "User", "Message": f"Function not found: {name}"}).encode()
-                    self.answer(404, {"x-amzn-ErrorType": "ResourceNotFoundException"}, message)
-                    return
-                target = f"{cloud.functions[name].invoke_url}/2015-03-31/functions/{quote('local')}/invocations"
+                self.invoke(unquote(found[1]), body)
+            else:
+                self.ask_cloudformation(dict(parse_qsl(body.decode(), keep_blank_values=True)))
+
+        def invoke(self, name: str, body: bytes) -> None:
+            if name in cloud.functions:
+                url = f"{cloud.functions[name].invoke_url}/2015-03-31/functions/{quote('local')}/invocations"
+                self.answer(*self.pass_on(url, body))
+            else:
+                message = json.dumps({"Type": "User", "Message": f"Function not found: {name}"}).encode()
+                self.answer(404, {"x-amzn-ErrorType": "ResourceNotFoundException"}, message)
+
+        def ask_cloudformation(self, fields: Fields) -> None:
+            fields = cloud.asked(fields)
+            if "TemplateURL" in fields:
+                # Moto takes the first part of any other host for the bucket.
+                fields["TemplateURL"] = fields["TemplateURL"].replace("//127.0.0.1:", "//localhost:")
+            status, headers, content = self.pass_on(cloud.moto + self.path, urlencode(fields).encode())
+            if status == 200:
+                content = cloud.answered(fields, content)
+            self.answer(status, headers, content)
+
+        def pass_on(self, url: str, body: bytes) -> tuple[int, Mapping[str, str], bytes]:
             kept = {key: value for key, value in self.headers.items() if key.lower() not in ("host", "content-length")}
-            request = urllib.request.Request(target, data=body, method="POST", headers=kept)
+            request = urllib.request.Request(url, data=body, method="POST", headers=kept)
             try:
                 with urllib.request.urlopen(request, timeout=60) as response:
-                    status, headers, content = response.status, dict(response.headers), response.read()
+                    return response.status, dict(response.headers), response.read()
             except urllib.error.HTTPError as error:
                 with error:
-                    status, headers, content = error.code, dict(error.headers), error.read()
-            if b"Action=UpdateStack" in body and status == 200:
-                cloud.updates.append(body.decode())
-                cloud.replace_environments()
-            self.answer(status, headers, content)
+                    return error.code, dict(error.headers), error.read()
 
     with serving(Front) as cloud.lambda_url:
         yield
@@ -197,13 +223,20 @@ def moto() -> Iterator[str]:
         yield url
 
 
+@contextmanager
+def signed_in(cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The account is empty, and this process uses it."""
+    reset(cloud.moto)
+    with front(cloud):
+        isolated(monkeypatch, **cloud.variables)
+        yield
+
+
 @pytest.fixture
 def cloud(moto: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cloud]:
     """An account with an empty bucket, and this process signed in."""
-    reset(moto)
     cloud = Cloud(moto)
-    with front(cloud):
-        isolated(monkeypatch, **cloud.variables)
+    with signed_in(cloud, monkeypatch):
         cloud.client("s3").create_bucket(Bucket=BUCKET)
         yield cloud
 

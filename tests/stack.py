@@ -10,8 +10,9 @@ import json
 import os
 import subprocess
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,21 +61,31 @@ class StackTemplate:
     parameters: Parameters
     by_name: list[str]
     """Outputs that are given by name, as their resources are among those that moto does not know."""
-    code: tuple[str, str]
-    """Bucket and key of the functions' code."""
+
+    def code(self, resource: str) -> tuple[str, str]:
+        """Bucket and key of a function's code or a layer's content."""
+        properties = self.template["Resources"][resource]["Properties"]
+        place = properties["Content" if "Content" in properties else "Code"]
+        return place["S3Bucket"], place["S3Key"]
 
 
-def templates_for_moto(combinations: Sequence[Parameters]) -> list[StackTemplate]:
-    """The template for each of some parameters; tests/aws/template_for_moto.py names what is left out."""
+def templates_for_moto(combinations: Sequence[Parameters], *packaged: Path) -> list[StackTemplate]:
+    """The template for each of some parameters; tests/aws/template_for_moto.py names what is left out.
+
+    `packaged` is a file with the template as `sam deploy` has uploaded it, if it has.
+    """
     require_tools()
     program = PROGRAMS / "template_for_moto.py"
-    found = json.loads(run("python", program, stdin=json.dumps(combinations)).stdout)
+    found = json.loads(run("python", program, *packaged, stdin=json.dumps(combinations)).stdout)
     return [StackTemplate(**each) for each in found]
 
 
 def create_stack(client: Callable[[str], Any], name: str, of: StackTemplate) -> dict[str, str]:
-    """Create it, as `sam deploy` does. `client` makes clients by the names of services. Returns the stack's outputs."""
-    upload_code(client("s3"), *of.code)
+    """Create it, its functions without their code. `client` makes clients by the names of services.
+
+    Returns the stack's outputs.
+    """
+    upload_code(client("s3"), *of.code("EmbeddingFunction"))
     cloudformation = client("cloudformation")
     # All of them: moto, unlike CloudFormation, has no previous value of a parameter that was left to its default.
     parameters = [{"ParameterKey": key, "ParameterValue": value} for key, value in of.parameters.items()]
@@ -83,14 +94,23 @@ def create_stack(client: Callable[[str], Any], name: str, of: StackTemplate) -> 
     cloudformation.create_stack(StackName=name, TemplateBody=body, Parameters=parameters, Capabilities=capabilities)
     [made] = cloudformation.describe_stacks(StackName=name)["Stacks"]
     assert made["StackStatus"] == "CREATE_COMPLETE", made.get("StackStatusReason")
-    outputs = {output["OutputKey"]: output["OutputValue"] for output in made["Outputs"]}
-    function, _, alias = outputs["FunctionAlias"].rpartition(":")
-    client("lambda").create_alias(FunctionName=function, Name=alias, FunctionVersion="1")
+    outputs = outputs_of(made)
+    create_alias(client("lambda"), outputs)
     return outputs
 
 
+def outputs_of(described: Mapping[str, Any]) -> dict[str, str]:
+    return {output["OutputKey"]: output["OutputValue"] for output in described.get("Outputs", ())}
+
+
+def create_alias(lambda_: Any, outputs: Mapping[str, str]) -> None:
+    """Make the function's alias, which is left out of what moto creates."""
+    function, _, alias = outputs["FunctionAlias"].rpartition(":")
+    lambda_.create_alias(FunctionName=function, Name=alias, FunctionVersion="1")
+
+
 def upload_code(s3: Any, bucket: str, key: str) -> None:
-    """What `sam package` does, here with a function that does nothing: it never runs there."""
+    """What `sam deploy` does, here with a function that does nothing: it never runs there."""
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as package:
         package.writestr("handler/app.py", "def lambda_handler(event, context):\n    return event\n")

@@ -652,8 +652,7 @@ sys.path.insert(0, {str(PROGRAMS)!r})
 import template
 found = []
 for text in json.load(sys.stdin):
-    template.source = lambda: template.yaml_parse(text)
-    resources = template.translate({{}})["Resources"].items()
+    resources = template.translate(template.with_code(template.parse(text)))["Resources"].items()
     found.append([name for name, made in resources if made["Type"] == "AWS::Lambda::Version"])
 json.dump(found, sys.stdout)
 """

@@ -12,12 +12,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from cfnlint.api import ManualArgs, lint
-from template import REGION, Resolver, as_json, plain, translate
+from template import REGION, Resolver, as_json, plain, source, translate
 
 
 def main(options: list[str]) -> None:
-    # Parameters change nothing of what SAM does, apart from where the code lies.
-    translated = translate({})
+    translated = translate(source())
     found = []
     for parameters in json.load(sys.stdin):
         resolver = Resolver(translated, parameters)

@@ -27,24 +27,32 @@ PSEUDO = {
 }
 NO_VALUE = {"Ref": "AWS::NoValue"}
 CODE = {"EmbeddingFunction": "CodeUri", "LoaderFunction": "CodeUri", "ModelLayer": "ContentUri"}
-"""Where `sam package` puts the S3 address of what it has uploaded."""
+"""Where `sam deploy` puts the S3 address of what it has uploaded."""
 
 Template = dict[str, Any]
 
 
 def source() -> Template:
-    """The file itself, its short forms such as !Ref written out."""
-    template: Template = yaml_parse(TEMPLATE.read_text())
+    """The file itself, as if its code had been uploaded."""
+    return with_code(parse(TEMPLATE.read_text()))
+
+
+def parse(text: str) -> Template:
+    """A template, its short forms such as !Ref written out."""
+    template: Template = yaml_parse(text)
     return template
 
 
-def translate(parameters: Mapping[str, str], bucket: str = "code", key: str = "code.zip") -> Template:
-    """What SAM makes of the file; the code of its functions lies at that address in S3."""
-    template = source()
+def with_code(template: Template) -> Template:
     for name, where in CODE.items():
-        template["Resources"][name]["Properties"][where] = f"s3://{bucket}/{key}"
+        template["Resources"][name]["Properties"][where] = "s3://deployment/code.zip"
+    return template
+
+
+def translate(template: Template) -> Template:
+    """What SAM makes of a template, which parameters change nothing of."""
     translator = Translator({}, Parser(), boto_session=Session(region_name=REGION))
-    translated: Template = translator.translate(template, dict(parameters))
+    translated: Template = translator.translate(template, {})
     return translated
 
 

@@ -1,7 +1,10 @@
 """What moto can create of template.yaml, for given parameters. Standard input: a list of {PARAMETER: VALUE} as JSON.
 
-Prints for each, as JSON: "template", whose code lies where "code" says; "parameters", the value of each; and "by_name",
-the outputs that this file gives instead of moto. Runs in the environment that `make aws-tools` makes.
+template_for_moto.py [FILE] takes the template from FILE, as `sam deploy` has written and uploaded it.
+
+Prints for each, as JSON: "template"; "parameters", the value of each; and "by_name", the outputs that this file gives
+instead of moto. What a Rule refuses ends it with the Rule's sentence. Runs in the environment that `make aws-tools`
+makes.
 """
 
 from __future__ import annotations
@@ -9,9 +12,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from template import REGION, Resolver, Template, translate, values
+from template import REGION, Resolver, Template, parse, source, translate, values
 
 UNKNOWN = "moto's CloudFormation does not know it: it makes nothing, and fails where the resource is referred to"
 LEFT_OUT = {
@@ -37,14 +41,11 @@ STAND_INS = {
     "FileSystem.Arn": {"Fn::Sub": _EFS + "file-system/${FileSystem}"},
 }
 """What moto cannot refer to, and what stands there instead."""
-CODE = ("deployment", "code.zip")
-"""Bucket and key of what `sam package` uploads."""
 
 
-def main() -> None:
+def main(files: list[str]) -> None:
     combinations = json.load(sys.stdin)
-    # Parameters change nothing of what SAM does, apart from where the code lies.
-    translated = translate({}, *CODE)
+    translated = translate(parse(Path(files[0]).read_text()) if files else source())
     json.dump([for_moto(translated, parameters) for parameters in combinations], sys.stdout)
 
 
@@ -57,7 +58,7 @@ def for_moto(translated: Template, parameters: Mapping[str, str]) -> dict[str, A
     known = {name: made for name, made in template["Resources"].items() if made["Type"] not in LEFT_OUT}
     replaced = with_stand_ins({**template, "Resources": known})
     by_name = [name for name, output in template["Outputs"].items() if replaced["Outputs"][name] != output]
-    return {"template": replaced, "parameters": values(translated, parameters), "by_name": by_name, "code": CODE}
+    return {"template": replaced, "parameters": values(translated, parameters), "by_name": by_name}
 
 
 def with_stand_ins(value: Any) -> Any:
@@ -72,4 +73,4 @@ def with_stand_ins(value: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
