@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -35,7 +36,9 @@ class ListenError(Exception):
 
 
 async def _serve(arguments: argparse.Namespace) -> None:
-    config = FunctionConfig(arguments.handler, arguments.folder.resolve(), arguments.timeout, arguments.memory)
+    config = FunctionConfig(
+        arguments.handler, arguments.folder.resolve(), arguments.timeout, arguments.memory, arguments.python
+    )
     function: Function
     runtime = await _listen(runtime_app(lambda: function), "127.0.0.1", 0, cancel_on_disconnect=True)
     function = Function(config, runtime_api=f"127.0.0.1:{runtime.addresses[0][1]}")
@@ -80,12 +83,27 @@ def _stop_signal() -> asyncio.Event:
     return stopped
 
 
+def _program(name: str) -> str:
+    """Its path, which holds in the function's folder too. Raises ArgumentTypeError if there is none."""
+    found = shutil.which(name)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"there is no program {name}")
+    return str(Path(found).absolute())
+
+
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m local", description="Run a Lambda function with the real runtime client, behind HTTP."
     )
     parser.add_argument("handler", nargs="?", default="handler.app.lambda_handler", help="default: %(default)s")
     parser.add_argument("--folder", type=Path, default=Path(), help="the function's folder; default: this one")
+    parser.add_argument(
+        "--python",
+        type=_program,
+        default=sys.executable,
+        metavar="PROGRAM",
+        help="that runs the function, and has awslambdaric; default: this one",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
     parser.add_argument("--port", type=int, default=8080, help="0 takes a free one; default: %(default)s")
     parser.add_argument(

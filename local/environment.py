@@ -71,11 +71,13 @@ class Environment:
         self._exit = asyncio.create_task(self._watch())
 
     @classmethod
-    async def start(cls, handler: str, variables: Mapping[str, str], folder: Path) -> Environment:
+    async def start(
+        cls, handler: str, variables: Mapping[str, str], folder: Path, python: str = sys.executable
+    ) -> Environment:
         """Start the runtime client as Lambda does: `python -m awslambdaric HANDLER` in the function's folder."""
         started = time.monotonic()
         process = await asyncio.create_subprocess_exec(
-            sys.executable,
+            python,
             "-m",
             "awslambdaric",
             handler,

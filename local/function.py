@@ -29,6 +29,8 @@ class FunctionConfig:
     """Seconds an invocation may take."""
     memory_mb: int
     """Told to the function, not enforced."""
+    python: str = sys.executable
+    """Runs it, and has `awslambdaric`."""
     name: str = "local"
     region: str = "us-east-1"
     account: str = "000000000000"
@@ -107,7 +109,8 @@ class Function:
     async def _ready_environment(self, init_timeout: float) -> Environment:
         environment = self.environment
         if environment is None or not environment.alive:
-            environment = await Environment.start(self.config.handler, self._variables, self.config.folder)
+            config = self.config
+            environment = await Environment.start(config.handler, self._variables, config.folder, config.python)
             self.environment = environment
         try:
             seconds = await environment.wait_ready(init_timeout)

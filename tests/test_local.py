@@ -105,6 +105,23 @@ def test_the_function_sees_what_lambda_sets(functions: Local) -> None:
     assert 0 < int(functions.send("/remaining").body) <= 5000
 
 
+def test_the_function_runs_on_the_python_that_is_named(start: Callable[..., Local], tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nNAMED=yes exec "{sys.executable}" "$@"\n')
+    python.chmod(0o755)
+    named = start("tests.programs.functions.handler", "--python", os.path.relpath(python, ROOT))
+    assert named.send("/environment").json()["NAMED"] == "yes"
+
+
+def test_a_python_that_is_missing_is_named() -> None:
+    command = [sys.executable, "-m", "local", "--python", "absent"]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stderr.splitlines()[-1]) == (
+        2,
+        "python -m local: error: argument --python: there is no program absent",
+    )
+
+
 def test_an_exception_is_a_502_and_the_process_stays(functions: Local) -> None:
     pid = functions.send("/pid").body
     answer = functions.send("/raise")
