@@ -105,18 +105,19 @@ def start_function(
     return Started(ready, answered, json.loads(found["answer"]), found["peak"])
 
 
-def lambda_python(folder: Path) -> str:
+def lambda_python(folder: Path, *packages: str) -> str:
     """Path of a Python of Lambda's version with the runtime client, in a virtual environment that is made in `folder`.
 
-    Raises ExportError if this machine has no such Python, or pip cannot install the client.
+    `packages` are further ones that it gets. Raises ExportError if this machine has no such Python, or pip cannot
+    install them.
     """
     subprocess.run([interpreter(LAMBDA_PYTHON), "-m", "venv", str(folder)], check=True)  # noqa: S603
-    python = str(folder / "bin" / "python")
+    python, installed = str(folder / "bin" / "python"), ["awslambdaric", *packages]
     command = [python, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
-    command += ["--constraint", str(ROOT / "constraints.txt"), "awslambdaric"]
+    command += ["--constraint", str(ROOT / "constraints.txt"), *installed]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if ran.returncode != 0:
-        raise ExportError(f"pip cannot install awslambdaric: {ran.stderr.strip().splitlines()[-1]}")
+        raise ExportError(f"pip cannot install {', '.join(installed)}: {ran.stderr.strip().splitlines()[-1]}")
     return python
 
 

@@ -38,7 +38,7 @@ BLOCKS = re.findall(r"```(?:sh|console)\n(.*?)```", (ROOT / "README.md").read_te
 BEGINNINGS = (
     "make serve",  # not run here: `make test` makes the same, and tests/test_local.py runs what it starts
     "$ curl -s",
-    "make deploy",  # not run here: moto does not transform what `sam deploy` sends; tests/test_sam_build.py builds it
+    "make deploy",  # tests/test_make_deploy.py runs it
     "curl --aws-sigv4",
     "KEY=$(aws apigateway get-api-key",
     ". .venv/bin/activate",
