@@ -8,6 +8,7 @@ MODELS := build/ml-models
 MODEL := $(MODELS)/all-MiniLM-L6-v2/current
 CLIENTS := build/clients
 AWS := build/aws
+OPERATORS := kernels/operators-linux-x86_64.so
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 # A path and not an import finder, which would cost every start of this Python 10 ms.
 EDITABLE := --config-settings editable_mode=compat --editable
@@ -17,7 +18,7 @@ ifdef AWS_REGION
 export AWS_DEFAULT_REGION := $(AWS_REGION)
 endif
 
-.PHONY: help serve test deploy clients aws-tools portability emulation lint format model benchmarks lock clean
+.PHONY: help serve test deploy clients aws-tools portability emulation lint format model operators benchmarks lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -63,10 +64,16 @@ format: .venv/test ## Apply the style
 
 model: $(MODEL) ## Build the artifact folder build/ml-models
 
+operators: $(OPERATORS) ## Compile kernels/, the INT8 model's operators, for Lambda and this machine
+
+$(OPERATORS): .venv/serve $(wildcard kernels/*.py kernels/*.c kernels/*.h)
+	$(BIN)/python -m kernels
+	@touch $@
+
 # What else is in export/ makes no other model.
 NOT_THE_BUILD := $(addprefix export/,__main__.py deployment.py options.py package.py publish.py stub_library.py upload.py)
 
-$(MODEL): .venv/serve $(filter-out $(NOT_THE_BUILD),$(wildcard export/*.py quantize/*.py)) quantize/calibration.jsonl handler/artifact.py
+$(MODEL): .venv/serve $(OPERATORS) $(filter-out $(NOT_THE_BUILD),$(wildcard export/*.py quantize/*.py)) quantize/calibration.jsonl handler/artifact.py
 	$(BIN)/python -m export --output $(MODELS)
 
 benchmarks: .venv/test $(MODEL) ## Measure all, write docs/benchmarks.md and the README's figures (well over an hour of a quiet machine)
@@ -81,7 +88,7 @@ deploy: .venv/publish $(AWS)/.done $(MODEL) ## Build, deploy and publish (STACK=
 	case "$(PARAMETERS)" in *ModelStorage=package*) ;; *) $(BIN)/python -m export publish --stack $(STACK) ;; esac
 
 # What `sam build` calls, with the folder to fill in ARTIFACTS_DIR.
-build-EmbeddingFunction:
+build-EmbeddingFunction: $(OPERATORS)
 	$(PYTHON) -m export.package function $(ARTIFACTS_DIR) --architecture $(ARCHITECTURE)
 
 build-LoaderFunction:
@@ -94,7 +101,7 @@ lock: .venv/test ## Write the versions now installed to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
 
 clean: ## Remove the virtual environment and everything built
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build *.egg-info kernels/*.so
 
 # torch comes first and by itself: its own index has CPU builds, PyPI's Linux builds bring gigabytes of CUDA.
 # Where that index cannot be reached, pip goes on without it.

@@ -1,0 +1,267 @@
+/* The arithmetic of the operators, included once for each instruction set, with FUNCTION(name) and the blocks' sizes.
+
+   The same bits on every CPU: each number is made by the same operations of IEEE 754 in the same order, whatever the
+   width of the registers. So all sums over lanes have LANES lanes and are folded in one way, a product and a sum are
+   either one fused operation (`fma`) or, under -ffp-contract=off, never fused, and exp and erf are of our own. */
+
+static INLINE Floats FUNCTION(load)(const float *from) {
+    Floats found;
+    __builtin_memcpy(&found, from, sizeof found);
+    return found;
+}
+
+static INLINE void FUNCTION(store)(float *to, Floats values) { __builtin_memcpy(to, &values, sizeof values); }
+
+static INLINE Floats FUNCTION(all)(float value) { return (Floats)value; }
+
+/* The second of two that are not ordered. */
+static INLINE Floats FUNCTION(larger)(Floats a, Floats b) { return a > b ? a : b; }
+
+static INLINE Floats FUNCTION(fma)(Floats a, Floats b, Floats c) { return __builtin_elementwise_fma(a, b, c); }
+
+static INLINE float FUNCTION(sum)(Floats v) {
+    Half h = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+             __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+    Quarter q = __builtin_shufflevector(h, h, 0, 1, 2, 3) + __builtin_shufflevector(h, h, 4, 5, 6, 7);
+    return (q[0] + q[2]) + (q[1] + q[3]);
+}
+
+static INLINE float FUNCTION(highest)(Floats v) {
+    v = FUNCTION(larger)(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+    v = FUNCTION(larger)(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+    v = FUNCTION(larger)(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+    return v[0] > v[1] ? v[0] : v[1];
+}
+
+/* exp of numbers that are not positive; 0 below -87. Cody and Waite's reduction, then a polynomial: Cephes, expf. */
+static INLINE Floats FUNCTION(exp)(Floats x) {
+    Floats low = FUNCTION(all)(-87.0f);
+    Floats clipped = FUNCTION(larger)(x, low);
+    Floats n = __builtin_elementwise_roundeven(clipped * 1.44269504088896341f);
+    Floats r = FUNCTION(fma)(n, FUNCTION(all)(-0.693359375f), clipped);
+    r = FUNCTION(fma)(n, FUNCTION(all)(2.12194440e-4f), r);
+    Floats p = FUNCTION(all)(1.9875691500e-4f);
+    p = FUNCTION(fma)(p, r, FUNCTION(all)(1.3981999507e-3f));
+    p = FUNCTION(fma)(p, r, FUNCTION(all)(8.3334519073e-3f));
+    p = FUNCTION(fma)(p, r, FUNCTION(all)(4.1665795894e-2f));
+    p = FUNCTION(fma)(p, r, FUNCTION(all)(1.6666665459e-1f));
+    p = FUNCTION(fma)(p, r, FUNCTION(all)(5.0000001201e-1f));
+    p = FUNCTION(fma)(p, r * r, r + 1.0f);
+    Ints bits = (Ints)p + (__builtin_convertvector(n, Ints) << 23);
+    return (Floats)(bits & (x >= low));
+}
+
+/* max(x, 0) - |x| (1 - erf(|x| / sqrt 2)) / 2, with erf by Abramowitz and Stegun's 7.1.28: off by at most 3e-7. */
+static INLINE Floats FUNCTION(gelu)(Floats x) {
+    Floats size = __builtin_elementwise_abs(x);
+    Floats p = FUNCTION(all)(5.3829750e-6f);
+    p = FUNCTION(fma)(p, size, FUNCTION(all)(4.8890634e-5f));
+    p = FUNCTION(fma)(p, size, FUNCTION(all)(3.8003575e-5f));
+    p = FUNCTION(fma)(p, size, FUNCTION(all)(3.2776263e-3f));
+    p = FUNCTION(fma)(p, size, FUNCTION(all)(2.1141006e-2f));
+    p = FUNCTION(fma)(p, size, FUNCTION(all)(4.9867347e-2f));
+    p = FUNCTION(fma)(p, size, FUNCTION(all)(1.0f));
+    p = p * p;
+    p = p * p;
+    p = p * p;
+    p = p * p;
+    return FUNCTION(larger)(x, FUNCTION(all)(0.0f)) - size * 0.5f / p;
+}
+
+/* round(x factor) + zero, half to even, within 0..255. */
+static INLINE void FUNCTION(quantize)(uint8_t *to, Floats x, Floats factor, Floats zero) {
+    Floats code = __builtin_elementwise_roundeven(x * factor) + zero;
+    code = FUNCTION(larger)(code, FUNCTION(all)(0.0f));
+    code = code < FUNCTION(all)(255.0f) ? code : FUNCTION(all)(255.0f);
+    Bytes bytes = __builtin_convertvector(__builtin_convertvector(code, Ints), Bytes);
+    __builtin_memcpy(to, &bytes, sizeof bytes);
+}
+
+/* y = (x - mean) / sqrt(variance + epsilon) gain + bias of a row of sums x, which is overwritten; codes unless NULL. */
+static INLINE void FUNCTION(normalize)(const Normalization *of, float *x, Floats total, float *y, uint8_t *codes) {
+    const int64_t size = of->size;
+    Floats mean = FUNCTION(all)(FUNCTION(sum)(total) / (float)size), squares = {};
+    for (int64_t i = 0; i < size; i += LANES) {
+        Floats centred = FUNCTION(load)(x + i) - mean;
+        squares = FUNCTION(fma)(centred, centred, squares);
+    }
+    Floats scale = FUNCTION(all)(1.0f / __builtin_sqrtf(FUNCTION(sum)(squares) / (float)size + of->epsilon));
+    Floats zero = FUNCTION(all)(of->zero);
+    for (int64_t i = 0; i < size; i += LANES) {
+        Floats normal = (FUNCTION(load)(x + i) - mean) * scale;
+        Floats shifted = FUNCTION(fma)(normal, FUNCTION(load)(of->gain + i), FUNCTION(load)(of->bias + i));
+        FUNCTION(store)(y + i, shifted);
+        if (codes) FUNCTION(quantize)(codes + i, shifted, FUNCTION(load)(of->factor + i), zero);
+    }
+}
+
+static void FUNCTION(embed)(const Embed *of) {
+    const int64_t size = of->normalization.size;
+    for (int64_t row = 0; row < of->texts * of->tokens; row++) {
+        const int64_t id = of->ids[row];
+        const int8_t *word = of->words + id * size;
+        const float *place = of->places + row % of->tokens * size;
+        Floats scale = FUNCTION(all)(of->scales[id]), total = {};
+        float *y = of->y + row * size;
+        for (int64_t i = 0; i < size; i += LANES) {
+            SignedBytes codes;
+            __builtin_memcpy(&codes, word + i, sizeof codes);
+            Floats x = FUNCTION(fma)(__builtin_convertvector(codes, Floats), scale, FUNCTION(load)(place + i));
+            total += x;
+            FUNCTION(store)(y + i, x);
+        }
+        FUNCTION(normalize)(&of->normalization, y, total, y, of->codes + row * size);
+    }
+}
+
+static void FUNCTION(add_normalize)(const AddNormalize *of) {
+    const int64_t size = of->normalization.size;
+    for (int64_t row = 0; row < of->rows; row++) {
+        const float *a = of->a + row * size, *b = of->b + row * size, *outliers = of->outliers + row * of->outlier_count;
+        float *y = of->y + row * size;
+        Floats total = {};
+        for (int64_t i = 0; i < size; i += LANES) {
+            Floats x = FUNCTION(load)(a + i) + FUNCTION(load)(b + i);
+            for (int64_t j = 0; j < of->outlier_count; j++)
+                x = FUNCTION(fma)(FUNCTION(all)(outliers[j]), FUNCTION(load)(of->outlier_weight + j * size + i), x);
+            total += x;
+            FUNCTION(store)(y + i, x);
+        }
+        FUNCTION(normalize)(&of->normalization, y, total, y, of->codes ? of->codes + row * size : NULL);
+    }
+}
+
+static INLINE void FUNCTION(quantize_rows)(const int with_gelu, const Quantize *of) {
+    const int64_t size = of->size;
+    const Floats zero = FUNCTION(all)(of->zero);
+    for (int64_t row = 0; row < of->rows; row++) {
+        const float *x = of->x + row * size;
+        for (int64_t i = 0; i < size; i += LANES) {
+            const Floats y = with_gelu ? FUNCTION(gelu)(FUNCTION(load)(x + i)) : FUNCTION(load)(x + i);
+            FUNCTION(quantize)(of->codes + row * size + i, y, FUNCTION(load)(of->factor + i), zero);
+        }
+        for (int64_t j = 0; j < of->outlier_count; j++) {
+            const Floats y = FUNCTION(all)(x[of->outlier_channels[j]]);
+            of->outliers[row * of->outlier_count + j] = (with_gelu ? FUNCTION(gelu)(y) : y)[0];
+        }
+    }
+}
+
+static void FUNCTION(quantize_all)(const Quantize *of) { FUNCTION(quantize_rows)(0, of); }
+
+static void FUNCTION(gelu_quantize)(const Quantize *of) { FUNCTION(quantize_rows)(1, of); }
+
+/* Scores of so many queries with all keys, which lie channel by channel, `padded` apart. */
+static INLINE void FUNCTION(score)(const int queries, const int64_t size, const int64_t padded, const int64_t stride,
+                                   const float *query, const float *keys, float *scores) {
+    for (int64_t key = 0; key < padded; key += COLUMNS * LANES) {
+        Floats s[ROWS][COLUMNS] = {};
+        for (int64_t d = 0; d < size; d++) {
+            UNROLL
+            for (int q = 0; q < queries; q++) {
+                const Floats broadcast = FUNCTION(all)(query[q * stride + d]);
+                UNROLL
+                for (int k = 0; k < COLUMNS; k++)
+                    s[q][k] = FUNCTION(fma)(broadcast, FUNCTION(load)(keys + d * padded + key + k * LANES), s[q][k]);
+            }
+        }
+        UNROLL
+        for (int q = 0; q < queries; q++)
+            for (int k = 0; k < COLUMNS; k++) FUNCTION(store)(scores + q * padded + key + k * LANES, s[q][k]);
+    }
+}
+
+/* Scores to exp(alpha (score - highest)); returns their sum. */
+static INLINE float FUNCTION(weigh)(float *scores, const int64_t tokens, const int64_t padded, const float alpha) {
+    for (int64_t key = tokens; key < padded; key++) scores[key] = -__builtin_inff();
+    Floats highest = FUNCTION(load)(scores), total = {};
+    for (int64_t key = LANES; key < padded; key += LANES)
+        highest = FUNCTION(larger)(highest, FUNCTION(load)(scores + key));
+    const Floats top = FUNCTION(all)(FUNCTION(highest)(highest));
+    for (int64_t key = 0; key < padded; key += LANES) {
+        const Floats weights = FUNCTION(exp)((FUNCTION(load)(scores + key) - top) * alpha);
+        total += weights;
+        FUNCTION(store)(scores + key, weights);
+    }
+    return FUNCTION(sum)(total);
+}
+
+/* The codes of so many queries' averages of the values, `width` x LANES channels of them. */
+static INLINE void FUNCTION(average)(const int queries, const int width, const Attention *of, const int64_t size,
+                                     const float *weights, const float *totals, const float *values,
+                                     const float *factor, uint8_t *codes) {
+    Floats y[AVERAGES][2] = {};
+    for (int64_t key = 0; key < of->tokens; key++) {
+        UNROLL
+        for (int q = 0; q < queries; q++) {
+            const Floats weight = FUNCTION(all)(weights[q * of->padded + key]);
+            UNROLL
+            for (int i = 0; i < width; i++)
+                y[q][i] = FUNCTION(fma)(weight, FUNCTION(load)(values + key * size + i * LANES), y[q][i]);
+        }
+    }
+    const Floats zero = FUNCTION(all)(of->zero);
+    UNROLL
+    for (int q = 0; q < queries; q++)
+        for (int i = 0; i < width; i++)
+            FUNCTION(quantize)(codes + q * of->heads * size + i * LANES, y[q][i] * (1 / totals[q]),
+                               FUNCTION(load)(factor + i * LANES), zero);
+}
+
+/* So many queries of a head. */
+static INLINE void FUNCTION(queries)(const int queries, const Attention *of, const int64_t size, const float *query,
+                                     const float *keys, const float *values, float *scores, const float *factor,
+                                     uint8_t *codes) {
+    float totals[ROWS];
+    FUNCTION(score)(queries, size, of->padded, 3 * of->heads * size, query, keys, scores);
+    for (int q = 0; q < queries; q++)
+        totals[q] = FUNCTION(weigh)(scores + q * of->padded, of->tokens, of->padded, of->alpha);
+    const int step = queries < AVERAGES ? queries : AVERAGES;
+    for (int q = 0; q < queries; q += step) {
+        const float *weights = scores + q * of->padded;
+        uint8_t *to = codes + q * of->heads * size;
+        int64_t d = 0;
+        for (; d + LANES < size; d += 2 * LANES)
+            FUNCTION(average)(step, 2, of, size, weights, totals + q, values + d, factor + d, to + d);
+        if (d < size) FUNCTION(average)(step, 1, of, size, weights, totals + q, values + d, factor + d, to + d);
+    }
+}
+
+/* A head of one text. Keys, values and scores have room in `of`. */
+static INLINE void FUNCTION(head)(const Attention *of, const int64_t size, const float *qkv, const float *factor,
+                                  uint8_t *codes) {
+    const int64_t tokens = of->tokens, channels = of->heads * size, stride = 3 * channels, padded = of->padded;
+    float *keys = of->room, *values = keys + size * padded, *scores = values + size * padded;
+    for (int64_t token = 0; token < tokens; token++) {
+        const float *key = qkv + token * stride + channels, *value = key + channels;
+        for (int64_t d = 0; d < size; d++) keys[d * padded + token] = key[d];
+        for (int64_t d = 0; d < size; d += LANES) FUNCTION(store)(values + token * size + d, FUNCTION(load)(value + d));
+    }
+    for (int64_t q = 0; q < tokens;) {
+        if (tokens < ROWS) {
+            FUNCTION(queries)(1, of, size, qkv + q * stride, keys, values, scores, factor, codes + q * channels);
+            q++;
+        } else { /* the last queries of a text may be computed twice */
+            q = q + ROWS > tokens ? tokens - ROWS : q;
+            FUNCTION(queries)(ROWS, of, size, qkv + q * stride, keys, values, scores, factor, codes + q * channels);
+            q += ROWS;
+        }
+    }
+}
+
+static void FUNCTION(attend)(const Attention *of) {
+    const int64_t size = of->size, channels = of->heads * size;
+    for (int64_t i = 0; i < size * of->padded; i++) of->room[i] = 0;
+    for (int64_t text = 0; text < of->texts; text++)
+        for (int64_t head = 0; head < of->heads; head++) {
+            const float *qkv = of->qkv + text * of->tokens * 3 * channels + head * size;
+            uint8_t *codes = of->codes + text * of->tokens * channels + head * size;
+            if (size == 32)
+                FUNCTION(head)(of, 32, qkv, of->factor + head * size, codes);
+            else
+                FUNCTION(head)(of, size, qkv, of->factor + head * size, codes);
+        }
+}
+
+static const Arithmetic FUNCTION(arithmetic) = {
+    FUNCTION(embed), FUNCTION(add_normalize), FUNCTION(quantize_all), FUNCTION(gelu_quantize), FUNCTION(attend)};
