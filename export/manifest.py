@@ -40,6 +40,7 @@ def describe(source: Source, built: Path, dimensions: int, recipe: str, wordpiec
             file=file,
             recipe=recipe if name == "int8" else None,
             batch_independent=name == "fp32" or RECIPES[recipe].batch_independent,
+            operators=RECIPES[recipe].operators if name == "int8" else 0,
             optimized=name == "int8" and RECIPES[recipe].optimized,
             parity=_UNVERIFIED,
         )
@@ -112,7 +113,7 @@ def _name(manifest: Manifest) -> str:
     decisive = {
         **{key: getattr(manifest, key) for key in _DECISIVE},
         "precisions": {
-            name: [precision.file, precision.recipe, precision.batch_independent, precision.optimized]
+            name: [getattr(precision, key) for key in Precision._fields if key != "parity"]
             for name, precision in manifest.precisions.items()
         },
         "files": {name: entry._asdict() for name, entry in manifest.files.items()},

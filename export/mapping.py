@@ -12,6 +12,8 @@ from handler.artifact import WEIGHTS_SUFFIX
 
 ALIGNMENT = 64
 """Bytes: a cache line, and the widest vector register."""
+_TABLES = {"Gather": slice(1), "Embed": slice(1, 4)}
+"""Which inputs of an operator are looked up by row."""
 SMALLEST = 1024
 """Bytes below which a tensor stays in the ONNX file."""
 
@@ -24,7 +26,7 @@ def map_weights(model: Path) -> None:
     """
     graph = onnx.load(model)
     weights = model.with_name(model.name + WEIGHTS_SUFFIX)
-    tables = {node.input[0] for node in graph.graph.node if node.op_type == "Gather"}
+    tables = {name for node in graph.graph.node for name in node.input[_TABLES.get(node.op_type, slice(0))]}
     with weights.open("wb") as file:
         for tensor in sorted(graph.graph.initializer, key=lambda tensor: tensor.name in tables):
             tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor), tensor.name))  # in raw_data

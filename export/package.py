@@ -22,6 +22,7 @@ from pathlib import Path
 
 from export import ExportError
 from export.slim import slim
+from kernels import library
 
 ROOT = Path(__file__).parents[1]
 MODEL_FOLDER = ROOT / "build" / "ml-models" / "all-MiniLM-L6-v2"
@@ -37,12 +38,17 @@ def package(target: Path, python: str | None = None, architecture: str | None = 
     """Build the function's package into `target`, which must not exist or be empty.
 
     `python` is a version such as 3.13, `architecture` x86_64 or arm64; by default those of this process.
-    Raises ExportError if a wheel cannot be had, or if there is no Python of that version to compile with.
+    Raises ExportError if a wheel cannot be had, if the operators are not compiled for the architecture, or if there is
+    no Python of that version to compile with.
     """
     compiler = interpreter(python or OWN_PYTHON)
+    operators = _operators(architecture)
     _install_wheels(target, python or OWN_PYTHON, architecture)
     slim(target)
     _copy_sources(target, "handler")
+    (target / "kernels").mkdir()
+    for source in (operators, ROOT / "kernels" / "__init__.py"):
+        shutil.copy(source, target / "kernels")
     _compile(target, compiler)
 
 
@@ -83,6 +89,17 @@ def _copy_sources(target: Path, name: str) -> None:
     shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
+def _operators(architecture: str | None) -> Path:
+    path = Path(library("linux", _processor(architecture)))
+    if not path.is_file():
+        raise ExportError(f"{path} is missing: compile it with: make operators")
+    return path
+
+
+def _processor(architecture: str | None) -> str:
+    return ARCHITECTURES[architecture] if architecture else platform.machine()
+
+
 def _compile(target: Path, interpreter: str) -> None:
     # Unchecked: what unzips the package gives the sources other times, and a time that differs costs a compilation.
     # Without docstrings and assertions, which every start would read for nothing.
@@ -103,7 +120,7 @@ def _install_wheels(target: Path, python: str, architecture: str | None, only: s
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet"]
     command += ["--target", str(target), "--no-deps", "--no-compile", "--only-binary", ":all:"]
     command += ["--implementation", "cp", "--python-version", python]
-    processor = ARCHITECTURES[architecture] if architecture else platform.machine()
+    processor = _processor(architecture)
     command += [f"--platform=manylinux{glibc}_{processor}" for glibc in GLIBC]
     ran = subprocess.run([*command, *wheels], capture_output=True, text=True, check=False)  # noqa: S603
     if ran.returncode != 0:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import orjson
 
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 VOCABULARY = "vocab.txt"
@@ -78,6 +78,8 @@ class Precision(NamedTuple):
     """How the file was quantized, as `python -m quantize --recipe` names it; None for float32."""
     batch_independent: bool
     """False where activation scales are taken over a whole run: then every text needs a run of its own."""
+    operators: int
+    """Version of the operators of `kernels` that the file needs; 0 if none."""
     optimized: bool
     """True where onnxruntime's graph optimizations would find nothing, so that loading can leave them out."""
     parity: Parity

@@ -17,10 +17,11 @@ from tokenizers import Encoding, Tokenizer
 from tokenizers.decoders import WordPiece
 from tokenizers.models import WordPiece as WordPieceModel
 
-from handler.artifact import REBUILD, Artifact, ArtifactCorruptError, Manifest, open_artifact
+from handler.artifact import REBUILD, Artifact, ArtifactCorruptError, ArtifactError, Manifest, open_artifact
 from handler.errors import BadVectorError, TooManyTokensError
 from handler.filecheck import FileCheck
 from handler.pace import Budget, Pace
+from kernels import LIBRARY, VERSION
 
 if TYPE_CHECKING:  # numpy.typing takes 2 ms to import
     from typing import TypeAlias
@@ -30,8 +31,8 @@ if TYPE_CHECKING:  # numpy.typing takes 2 ms to import
     Vectors: TypeAlias = npt.NDArray[np.float32]
 
 TOKENS_PER_RUN = 384
-"""Bound on batch size x length of one run. The largest activation, the attention scores, takes this x heads x length
-floats; in larger runs activations leave the CPU's caches and cost more than fewer runs save."""
+"""Bound on batch size x length of one run: in larger ones activations leave the CPU's caches, and that costs more than
+fewer runs save."""
 
 PREFIX_CHARACTERS = 2048
 """Of a longer text only so much is tokenized, if that gives enough tokens: a request of 6 MB of punctuation would
@@ -129,7 +130,7 @@ class Embedder:
             # Before the weights are mapped: what cannot be read there ends the process.
             check.finish()
             session = load_session(artifact, precision)
-        except ArtifactCorruptError:
+        except ArtifactError:
             raise
         except Exception as error:  # both libraries raise plain Exceptions for any unreadable file
             check.finish()
@@ -312,10 +313,17 @@ def join_wordpiece(rest: str, vocabulary: str) -> Tokenizer:
 
 
 def load_session(artifact: Artifact, precision: str) -> onnxruntime.InferenceSession:
-    """A session of one thread. Raises ArtifactNotFoundError as `Artifact.model` does, and what onnxruntime raises."""
+    """A session of one thread.
+
+    Raises ArtifactNotFoundError as `Artifact.model` does, ArtifactError if the operators that the model needs cannot be
+    had, and what onnxruntime raises.
+    """
     model = artifact.model(precision)
+    entry = artifact.manifest.precisions[precision]
     options = onnxruntime.SessionOptions()
-    if artifact.manifest.precisions[precision].optimized:
+    if entry.operators:
+        _register_operators(options, entry.operators, artifact.folder)
+    if entry.optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     # Operators are too short to be worth sharing out: a thread of its own for each run is much faster.
     options.intra_op_num_threads = 1
@@ -323,6 +331,20 @@ def load_session(artifact: Artifact, precision: str) -> onnxruntime.InferenceSes
     return onnxruntime.InferenceSession(
         model, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOW_FUSIONS
     )
+
+
+def _register_operators(options: onnxruntime.SessionOptions, version: int, folder: str) -> None:
+    if version != VERSION:
+        raise ArtifactError(
+            f"{folder} needs the operators of version {version}, this code has version {VERSION}: deploy the code that "
+            f"the model was built with, or {REBUILD}"
+        )
+    if not os.path.exists(LIBRARY):
+        raise ArtifactError(f"{LIBRARY}, which the INT8 model needs, is missing: compile it with: make operators")
+    try:
+        options.register_custom_ops_library(LIBRARY)
+    except Exception as error:  # the library raises nothing more exact
+        raise ArtifactError(f"cannot load {LIBRARY}: {error}") from error
 
 
 def _for_each(work: Callable[[list[int]], None], runs: Sequence[list[int]], threads: int) -> None:

@@ -14,6 +14,7 @@ import onnx
 import onnxruntime
 from tokenizers import Tokenizer
 
+from kernels import LIBRARY
 from quantize.errors import QuantizationError
 
 Array = npt.NDArray[np.float32]
@@ -163,6 +164,7 @@ def open_session(model: Path | bytes) -> onnxruntime.InferenceSession:
     """A quiet session of a file, or of a model's bytes."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
+    options.register_custom_ops_library(LIBRARY)
     return onnxruntime.InferenceSession(
         model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
     )

@@ -28,6 +28,7 @@ class DynamicRecipe:
     x int8 products saturate (onnxruntime's documentation, "Quantize ONNX models", "U8S8 saturation")."""
 
     batch_independent = False
+    operators = 0
     optimized = False
     min_cosine = 0.98
     """Mean cosine to float32 below which something went wrong."""

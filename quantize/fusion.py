@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +31,6 @@ MICROSOFT = "com.microsoft"
 OPSET = 18
 
 Array = npt.NDArray[np.float32]
-Number = TypeVar("Number", np.float32, np.int8)
 
 
 @dataclass(frozen=True)
@@ -44,15 +42,6 @@ class Linear:
     """float32, shape (in, out)."""
     bias: Array
     """float32, shape (out,)."""
-    ones_after: int = 0
-    """If not 0, a channel that is always 1 follows each so many channels of `output`."""
-
-    def with_ones(self, values: npt.NDArray[Number], fill: int) -> npt.NDArray[Number]:
-        """`values`, whose last axis is that of the output, with `fill` in the places of the ones."""
-        if not self.ones_after:
-            return values
-        places = range(self.ones_after, values.shape[-1] + 1, self.ones_after)
-        return np.insert(values, list(places), fill, axis=-1)
 
 
 @dataclass(frozen=True)
@@ -237,8 +226,8 @@ def _piece(part: NodeProto | Group, pieces: Mapping[str, Piece]) -> Piece:
     for linear in part.linears:
         weight, bias, product = (f"{linear.output}/{name}" for name in ("weight", "bias", "product"))
         constants += [
-            numpy_helper.from_array(linear.with_ones(linear.weight, 0), weight),
-            numpy_helper.from_array(linear.with_ones(linear.bias, 1), bias),
+            numpy_helper.from_array(linear.weight, weight),
+            numpy_helper.from_array(linear.bias, bias),
         ]
         nodes += [
             helper.make_node("MatMul", [part.input, weight], [product]),

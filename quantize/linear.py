@@ -29,7 +29,7 @@ negative, so such a sum is at most 255 times the weights of one sign, and it is 
 
 Large weights seldom meet in a pair, so most columns use nearly all of -127..127: almost a bit more than 63.
 
-Nor may b' be added before the product d r (Z_q - z) W_q is rounded on one CPU and after it on another (`portable.py`
+Nor may b' be added before the product d r (Z_q - z) W_q is rounded on one CPU and after it on another (`assemble.py`
 tells what that does to a vector). So d r has 4 significant bits, and its product with the integer sum is exact in
 float32's 24 bits as long as the sum is below 2^20; texts were seen to reach 2^18.7. Weights are rounded to the scale
 that this leaves, so the bits cost next to nothing.

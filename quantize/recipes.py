@@ -77,7 +77,7 @@ def _check_model(source: Path) -> None:
     except DecodeError as error:
         raise QuantizationError(f"{source} is not an ONNX model: {error}") from error
     operators = {node.op_type for node in model.graph.node}
-    if "DynamicQuantizeLinear" in operators or "QuantizeLinear" in operators:
+    if operators & {"DynamicQuantizeLinear", "QuantizeLinear", "MatMulIntegerToFloat"}:
         raise QuantizationError(f"{source} is quantized already: start from the float32 model")
     if "MatMul" not in operators:
         raise QuantizationError(f"{source} has no MatMul to quantize: is it a transformer's model.onnx?")

@@ -1,11 +1,11 @@
 """Static quantization of a whole encoder: layer after layer, each on the output of those quantized before it.
 
-With scales fixed on calibration text, a vector depends on its text alone. `centring.py`, `scores.py` and `portable.py`
-prepare the float32 graph, `linear.py` says what is done to a layer; here the layers are walked through and written:
+With scales fixed on calibration text, a vector depends on its text alone. `centring.py` prepares the float32 graph,
+`linear.py` says what is done to a layer; here the layers are walked through, each written for calibrating the next:
 
-    Mul(x, 1/s) -> QuantizeLinear -> MatMulIntegerToFloat(W_q) -> Gemm(Gather(x, outliers), W_o, C=product)
+    Mul(x, 1/s) -> QuantizeLinear -> MatMulIntegerToFloat(W_q) -> Add(MatMul(Gather(x, outliers), W_o))
 
-The table of words is stored as int8 with one scale a row.
+What they become in the end is written by `assemble.py`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
-from onnx import NodeProto, TensorProto, helper, numpy_helper
+from onnx import helper
 
+from kernels import VERSION
+from quantize.assemble import assemble
 from quantize.calibration import Feeds, activations, feeds_of, outputs, statistics
 from quantize.centring import centrable, centred
 from quantize.errors import QuantizationError
 from quantize.fusion import MICROSOFT, Graph, Group, Piece, fuse
 from quantize.linear import QuantizedLinear, Settings, few_bits, quantize_linear
-from quantize.lookups import simplify_lookups
-from quantize.portable import portable
-from quantize.scores import with_calm_scores
 from quantize.writer import Writer
 
 Array = npt.NDArray[np.float32]
@@ -45,6 +44,7 @@ class StaticRecipe:
     two products costs more: it is taken over the output."""
 
     batch_independent = True
+    operators = VERSION
     optimized = True
     min_cosine = 0.997
     """Mean cosine to float32 below which something went wrong."""
@@ -63,19 +63,16 @@ class StaticRecipe:
             logging.disable(logging.NOTSET)
         feeds = feeds_of(ids)
         model, errors = self._quantize_groups(self._prepared(graph, feeds), feeds, advance)
-        simplify_lookups(model.graph)
-        store_tables_as_int8(model.graph)
         target.write_bytes(model.SerializeToString())
         return errors
 
     def _prepared(self, graph: Graph, feeds: Feeds) -> Graph:
-        """An equal graph with centred ranges and portable operators."""
+        """An equal graph with centred ranges."""
         if self.centre:
             names = list(centrable(graph))
             found = statistics(graph.model({}, names), names, feeds)
             graph = centred(graph, {name: of.middle for name, of in found.items()})
-        graph, calm = with_calm_scores(graph, feeds)
-        return portable(graph, calm)
+        return graph
 
     def _quantize_groups(
         self, graph: Graph, feeds: Feeds, advance: Advance
@@ -109,7 +106,7 @@ class StaticRecipe:
             done[group.name] = quantized
             pieces[group.name] = write_group(group, quantized)
         advance(len(groups), len(groups))
-        return graph.model(pieces), {name: quantized.error for name, quantized in done.items()}
+        return assemble(graph, done), {name: quantized.error for name, quantized in done.items()}
 
     def _divide_output(self, quantized: QuantizedLinear, columns: slice, smoothing: Array) -> QuantizedLinear:
         """Divide some columns of the output by `smoothing`, which leaves their scales with few bits."""
@@ -142,44 +139,15 @@ def write_group(group: Group, quantized: QuantizedLinear) -> Piece:
     one = writer.constant("one", np.float32(1))
     for number, linear in enumerate(group.linears):
         columns = group.columns(linear.output)
-        weight = writer.constant(f"{number}/weight", linear.with_ones(quantized.weight[:, columns], 0))
-        product_scale = writer.constant(
-            f"{number}/product_scale", linear.with_ones(quantized.product_scale[columns], 1)
-        )
-        bias = writer.constant(f"{number}/bias", linear.with_ones(quantized.bias[columns], 1))
+        weight = writer.constant(f"{number}/weight", quantized.weight[:, columns])
+        product_scale = writer.constant(f"{number}/product_scale", quantized.product_scale[columns])
+        bias = writer.constant(f"{number}/bias", quantized.bias[columns])
         inputs = [codes, weight, one, product_scale, zero, "", bias]
         if not exact:
             writer.node("MatMulIntegerToFloat", inputs, linear.output, whole_name=True, domain=MICROSOFT)
             continue
         product = writer.node("MatMulIntegerToFloat", inputs, f"{number}/product", domain=MICROSOFT)
-        outlier_weight = writer.constant(
-            f"{number}/outlier_weight", linear.with_ones(quantized.outlier_weight[:, columns], 0)
-        )
-        writer.node("Gemm", [exact, outlier_weight, product], linear.output, whole_name=True)
+        outlier_weight = writer.constant(f"{number}/outlier_weight", quantized.outlier_weight[:, columns])
+        added = writer.node("MatMul", [exact, outlier_weight], f"{number}/outlier_product")
+        writer.node("Add", [product, added], linear.output, whole_name=True)
     return Piece(writer.nodes, writer.constants)
-
-
-def store_tables_as_int8(graph: onnx.GraphProto, rows: int = 1000) -> None:
-    """Replace each float32 table of at least `rows` rows that is looked up by Gather: row i as int8 times a scale."""
-    tables = {constant.name: constant for constant in graph.initializer}
-    nodes: list[NodeProto] = []
-    for node in graph.node:
-        table = tables.get(node.input[0]) if node.op_type == "Gather" else None
-        if table is None or len(table.dims) != 2 or table.dims[0] < rows or table.data_type != TensorProto.FLOAT:
-            nodes.append(node)
-            continue
-        values = numpy_helper.to_array(table)
-        scale = np.maximum(np.abs(values).max(axis=1, keepdims=True), 1e-12) / 127
-        writer = Writer(node.output[0])
-        names = (
-            writer.constant("table", np.rint(values / scale).astype(np.int8)),
-            writer.constant("table_scale", scale.astype(np.float32)),
-        )
-        codes, scales = (writer.node("Gather", [name, node.input[1]], f"{name}/row") for name in names)
-        floats = writer.node("Cast", [codes], "row", to=TensorProto.FLOAT)
-        writer.node("Mul", [floats, scales], node.output[0], whole_name=True)
-        nodes += writer.nodes
-        graph.initializer.remove(table)
-        graph.initializer.extend(writer.constants)
-    del graph.node[:]
-    graph.node.extend(nodes)

@@ -36,12 +36,11 @@ class Writer:
         self._add(helper.make_node(kind, list(inputs), [full], domain=domain), attributes)
         return full
 
-    def split(self, source: str, outputs: Sequence[str], sizes: Sequence[int], axis: int) -> list[str]:
-        """Split `source` along `axis` into parts of these sizes."""
-        full = [f"{self._prefix}/{output}" for output in outputs]
-        parts = self.constant(f"{'_'.join(outputs)}_sizes", np.array(sizes))
-        self._add(helper.make_node("Split", [source, parts], full), {"axis": axis})
-        return full
+    def node_of_outputs(
+        self, kind: str, inputs: Sequence[str], outputs: Sequence[str], domain: str, **attributes: float
+    ) -> None:
+        """`outputs` are full names."""
+        self._add(helper.make_node(kind, list(inputs), list(outputs), domain=domain), attributes)
 
     def _add(self, node: NodeProto, attributes: Mapping[str, float | Sequence[int]]) -> None:
         node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())

@@ -51,7 +51,7 @@ def set_path(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 DELETED = object()
 WRONG = [
-    ("format_version", 2, "format_version is 2, this reader knows 4"),
+    ("format_version", 2, "format_version is 2, this reader knows 5"),
     ("format_version", DELETED, "format_version is None"),
     ("dimensions", DELETED, "manifest.dimensions is missing"),
     ("extra", 1, "manifest.extra is not a known field"),

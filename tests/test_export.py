@@ -27,6 +27,7 @@ from export.source import DEFAULT_MODEL, PINS, fetch
 from export.verify import verify
 from handler.artifact import ArtifactError, open_artifact
 from handler.embedder import Embedder
+from kernels import LIBRARY
 from tests.conftest import ROOT
 from tests.hub import serve_hub
 
@@ -319,6 +320,7 @@ def test_graph_optimizations_find_nothing_in_the_static_recipes_file(model_folde
     for level in ("ORT_DISABLE_ALL", "ORT_ENABLE_EXTENDED"):
         options = onnxruntime.SessionOptions()
         options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
+        options.register_custom_ops_library(LIBRARY)
         options.optimized_model_filepath = str(tmp_path / f"{level}.onnx")
         onnxruntime.InferenceSession(artifact.model("int8"), options, providers=["CPUExecutionProvider"])
         nodes = onnx.load(options.optimized_model_filepath, load_external_data=False).graph.node

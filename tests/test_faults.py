@@ -251,7 +251,7 @@ def test_another_format_is_503_and_tells_both(start: Start, model: Path, int8: E
     ):
         local = start(MODEL_CACHE_DIR=str(model.parent))
         answer = local.send("/embed", REQUEST)
-        check_error(answer, 503, "model_unavailable", "format_version is 2, this reader knows 4", MANIFEST)
+        check_error(answer, 503, "model_unavailable", "format_version is 2, this reader knows 5", MANIFEST)
     check_vector(local.send("/embed", REQUEST), int8)
 
 

@@ -11,12 +11,13 @@ import pytest
 
 from tests.conftest import ROOT
 
-OURS = {"handler", "quantize", "loader", "export", "local", "benchmarks", "tests"}
+OURS = {"handler", "kernels", "quantize", "loader", "export", "local", "benchmarks", "tests"}
 ALLOWED = {
-    "handler": set(),
-    "quantize": set(),
+    "kernels": set(),
+    "handler": {"kernels"},
+    "quantize": {"kernels"},
     "loader": {"handler"},
-    "export": {"quantize", "handler", "loader"},
+    "export": {"kernels", "quantize", "handler", "loader"},
     "local": set(),
     "benchmarks": {"handler", "export", "quantize"},
 }

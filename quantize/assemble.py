@@ -1,0 +1,218 @@
+"""The quantized encoder as onnxruntime runs it: INT8 products, and between two of them one operator of our own.
+
+An INT8 product is exact, but what lies between two of them is float32, and a value near the border of two codes turns
+a last bit that differs into another code; the codes after it then differ in hundreds. onnxruntime's own operators sum
+a row in as many lanes as the CPU's vectors have, so the same text would get vectors of cosine 0.999 on x86 and on
+Graviton. The operators of `kernels/` make each number by the same operations in the same order everywhere, and in one
+pass over memory where onnxruntime's take up to ten:
+
+    Embed                                                               tables, LayerNormalization, codes
+    MatMulIntegerToFloat                                                query, key and value
+    AttentionQuantize                                                   attention, codes
+    MatMulIntegerToFloat
+    AddNormalizeQuantize                                                residual, LayerNormalization, codes
+    MatMulIntegerToFloat
+    GeluQuantize                                                        Gelu, codes, channels that stay float32
+    MatMulIntegerToFloat
+    AddNormalizeQuantize, in the last layer AddNormalize                those channels' product, residual, ...
+
+The products with biases are onnxruntime's; `linear.py` tells why they are the same everywhere.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import NodeProto, helper, numpy_helper
+
+from quantize.errors import QuantizationError
+from quantize.fusion import MICROSOFT, OPSET, Graph, Group, heads_of
+from quantize.linear import QuantizedLinear
+from quantize.writer import Writer
+
+DOMAIN = "lambda.embeddings"
+IDS, SEGMENTS = "input_ids", "token_type_ids"
+LANES = 16
+"""Channels come in so many, those of a head of attention too."""
+
+Array = npt.NDArray[np.float32]
+
+
+def assemble(graph: Graph, quantized: Mapping[str, QuantizedLinear]) -> onnx.ModelProto:
+    """A model of token ids, int64 of shape (texts, tokens), with `quantized` in the place of the groups of that name.
+
+    The output is the last hidden state, float32 of shape (texts, tokens, channels).
+    Raises QuantizationError if the graph is not that of a BERT-like encoder, or has sizes that the operators do not.
+    """
+    return _Assembly(graph, quantized).model()
+
+
+class _Assembly:
+    def __init__(self, graph: Graph, quantized: Mapping[str, QuantizedLinear]) -> None:
+        self._graph = graph
+        self._quantized = quantized
+        self._writer = Writer("int8")
+        self._reader = {group.input: group for group in graph.groups}
+        self._linear = {linear.output: group for group in graph.groups for linear in group.linears}
+        self._makers = {node.output[0]: node for node in graph.nodes}
+        self._outliers: dict[str, str] = {}
+        """Of a group by name, the tensor of the channels of its input that stay float32."""
+
+    def model(self) -> onnx.ModelProto:
+        for part in self._graph.parts:
+            if isinstance(part, Group):
+                self._product(part)
+            elif part.op_type == "LayerNormalization":
+                self._normalization(part)
+            elif part.op_type == "MultiHeadAttention":
+                self._attention(part)
+            elif part.output[0] in self._reader:
+                self._activation(part)
+        channels = len(self._graph.groups[0].weight)
+        sizes = ["texts", "tokens"]
+        made = helper.make_graph(
+            self._writer.nodes,
+            "encoder",
+            [helper.make_tensor_value_info(IDS, onnx.TensorProto.INT64, sizes)],
+            [helper.make_tensor_value_info(self._graph.output, onnx.TensorProto.FLOAT, [*sizes, channels])],
+            self._writer.constants,
+        )
+        opsets = [
+            helper.make_opsetid(domain, version) for domain, version in (("", OPSET), (MICROSOFT, 1), (DOMAIN, 1))
+        ]
+        return helper.make_model(made, opset_imports=opsets, ir_version=10)
+
+    def _product(self, group: Group) -> None:
+        found = self._quantized[group.name]
+        name = self._writer.constant
+        inputs = [
+            f"{group.input}/codes",
+            name(f"{group.name}/weight", found.weight),
+            name(f"{group.name}/one", np.float32(1)),
+            name(f"{group.name}/product_scale", found.product_scale),
+            f"int8/{group.input}/zero_point",
+            "",
+            name(f"{group.name}/bias", found.bias),
+        ]
+        self._writer.node("MatMulIntegerToFloat", inputs, group.name, whole_name=True, domain=MICROSOFT)
+
+    def _codes(self, tensor: str) -> list[str]:
+        """The inputs `factor` and `zero` of what makes the codes of a tensor that a group reads."""
+        group = self._reader[tensor]
+        plan = self._quantized[group.name].plan
+        smoothing = np.ones_like(plan.smoothing) if group.folds_into else plan.smoothing
+        return [
+            self._writer.constant(f"{tensor}/factor", (1 / (smoothing * plan.scale)).astype(np.float32)),
+            self._writer.constant(f"{tensor}/zero_point", plan.zero_point),
+        ]
+
+    def _normalization(self, node: NodeProto) -> None:
+        source, output = node.input[0], node.output[0]
+        if len(node.input) < 3 or not all(name in self._graph.constants for name in node.input[1:3]):
+            raise QuantizationError(f"{output} is a LayerNormalization without a bias, which is not supported")
+        self._check_channels(output, len(self._value(node.input[1])))
+        affine = [self._writer.constant(f"{output}/{name}", self._value(name)) for name in node.input[1:3]]
+        epsilon = next((item.f for item in node.attribute if item.name == "epsilon"), 1e-5)
+        add = self._makers.get(source)
+        addends = list(add.input) if add is not None and add.op_type == "Add" else []
+        linears = [name for name in addends if name in self._linear]
+        if not linears:
+            inputs = [IDS, *self._tables(source), *affine, *self._codes(output)]
+            self._writer.node_of_outputs("Embed", inputs, [output, f"{output}/codes"], DOMAIN, epsilon=epsilon)
+            return
+        group = self._linear[linears[0]]
+        (stream,) = (name for name in addends if name != linears[0])
+        outlier_weight = self._quantized[group.name].outlier_weight
+        outliers = self._outliers.get(group.input)
+        if outliers is None:
+            outliers = self._writer.constant(f"{group.name}/no_outliers", np.zeros((0, 0), np.float32))
+            outlier_weight = outlier_weight[:0]
+        weight = self._writer.constant(f"{group.name}/outlier_weight", outlier_weight)
+        inputs = [stream, group.name, outliers, weight, *affine]
+        if output == self._graph.output:
+            self._writer.node_of_outputs("AddNormalize", [*inputs, IDS], [output], DOMAIN, epsilon=epsilon)
+            return
+        inputs += self._codes(output)
+        outputs = [output, f"{output}/codes"]
+        self._writer.node_of_outputs("AddNormalizeQuantize", inputs, outputs, DOMAIN, epsilon=epsilon)
+
+    def _attention(self, node: NodeProto) -> None:
+        group, output, heads = self._linear[node.input[0]], node.output[0], heads_of(node)
+        size = len(group.bias) // 3 // heads
+        self._check_channels(f"a head of {output}", size)
+        inputs = [group.name, IDS, *self._codes(output)]
+        attributes = {"heads": heads, "alpha": 1 / math.sqrt(size)}
+        self._writer.node_of_outputs("AttentionQuantize", inputs, [f"{output}/codes"], DOMAIN, **attributes)
+
+    def _activation(self, node: NodeProto) -> None:
+        output, group = node.output[0], self._reader[node.output[0]]
+        if len(node.input) != 1 or node.input[0] not in self._linear:
+            raise QuantizationError(f"{output} is made by {node.op_type} of more than one linear layer's output")
+        self._check_channels(output, len(group.weight))
+        source, kind = self._linear[node.input[0]].name, "GeluQuantize"
+        if node.op_type != "Gelu":
+            self._writer.node(node.op_type, [source], output, whole_name=True, domain=node.domain)
+            source, kind = output, "Quantize"
+        channels = np.flatnonzero(self._quantized[group.name].plan.is_outlier)
+        inputs = [source, *self._codes(output), self._writer.constant(f"{output}/outlier_channels", channels)]
+        self._outliers[output] = f"{output}/outliers"
+        self._writer.node_of_outputs(kind, inputs, [f"{output}/codes", f"{output}/outliers"], DOMAIN)
+
+    def _tables(self, tensor: str) -> list[str]:
+        """The table of words as int8 with one scale a row, and that of places with the first row of segments added."""
+        words, places, segments = None, None, np.float32(0)
+        waiting = [tensor]
+        while waiting:
+            node = self._makers.get(waiting.pop())
+            if node is not None and node.op_type == "Add":
+                waiting += node.input
+                continue
+            table = self._graph.constants.get(node.input[0]) if node is not None and node.op_type == "Gather" else None
+            if node is None or table is None:
+                raise QuantizationError(
+                    f"{tensor} is not the sum of three tables: is this a BERT-like encoder by optimum?"
+                )
+            if node.input[1] == IDS:
+                words = numpy_helper.to_array(table)
+            elif node.input[1] == SEGMENTS:
+                segments = numpy_helper.to_array(table)[0]
+            elif self._counts_from_0(node.input[1], table.dims[0]):
+                places = numpy_helper.to_array(table)
+        if words is None or places is None:
+            raise QuantizationError(f"{tensor} is made without a table of words or of places counted from 0")
+        scale = (np.maximum(np.abs(words).max(axis=1), 1e-12) / 127).astype(np.float32)
+        return [
+            self._writer.constant("words", np.rint(words / scale[:, None]).astype(np.int8)),
+            self._writer.constant("word_scales", scale),
+            self._writer.constant("places", places + segments),
+        ]
+
+    def _counts_from_0(self, name: str, rows: int) -> bool:
+        """Whether a tensor is the places of the tokens of a text, 0, 1, ..., in an array of shape (1, tokens)."""
+        cut = self._makers.get(name)
+        if cut is None or cut.op_type != "Slice" or len(cut.input) < 4:
+            return False
+        expected = [[list(range(rows))], [0], None, [1], [1]]
+        pairs = zip(cut.input, expected, strict=False)
+        return all(value is None or self._constant(given) == value for given, value in pairs)
+
+    def _constant(self, name: str) -> object:
+        """The value of an initializer or of a Constant; None of anything else."""
+        if name in self._graph.constants:
+            return self._value(name).tolist()
+        node = self._makers.get(name)
+        if node is None or node.op_type != "Constant":
+            return None
+        value: object = numpy_helper.to_array(node.attribute[0].t).tolist()
+        return value
+
+    def _value(self, name: str) -> npt.NDArray[np.generic]:
+        return numpy_helper.to_array(self._graph.constants[name])
+
+    def _check_channels(self, name: str, channels: int) -> None:
+        if channels % LANES:
+            raise QuantizationError(f"{name} has {channels} channels: only multiples of {LANES} are supported")

@@ -1,0 +1,350 @@
+"""Each operator of kernels/ against float64, what it refuses, and how the library is compiled."""
+
+import math
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from onnx import helper
+
+import kernels.__main__ as compiler
+from export import ExportError
+from export.package import package
+from handler import embedder
+from handler.artifact import ArtifactError, open_artifact
+from handler.embedder import Embedder
+from kernels import LIBRARY, VERSION
+from kernels.__main__ import CompileError, compile_operators
+from quantize.assemble import DOMAIN
+
+Arrays = Mapping[str, np.ndarray]
+
+HALF_A_CODE = 0.5 + 2e-3
+"""How far a code may be from the exact number that it rounds: 0.002 codes for float32."""
+EPSILON = 1e-12
+
+
+def run(kind: str, inputs: Arrays, outputs: list[str], **attributes: float) -> list[np.ndarray]:
+    """The outputs of one operator."""
+    values = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), None)
+        for name, value in inputs.items()
+    ]
+    node = helper.make_node(kind, list(inputs), outputs, domain=DOMAIN, **attributes)
+    graph = helper.make_graph(
+        [node], "operator", values, [helper.make_empty_tensor_value_info(name) for name in outputs]
+    )
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)]
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    options.register_custom_ops_library(LIBRARY)
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(None, dict(inputs))
+
+
+def assert_codes(found: np.ndarray, exact: np.ndarray, inputs: Arrays) -> None:
+    assert found.dtype == np.uint8
+    wanted = np.clip(exact * inputs["factor"].astype(float) + int(inputs["zero"]), 0, 255)
+    assert np.abs(found - wanted).max() <= HALF_A_CODE
+
+
+def normal(size: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(size).standard_normal((*shape, size)).astype(np.float32)
+
+
+def coding(size: int) -> dict[str, np.ndarray]:
+    return {"factor": np.linspace(20, 60, size, dtype=np.float32), "zero": np.array(120, np.uint8)}
+
+
+def affine(size: int) -> dict[str, np.ndarray]:
+    return {"gain": np.linspace(0.5, 2, size, dtype=np.float32), "bias": np.linspace(-1, 1, size, dtype=np.float32)}
+
+
+def normalized(x: np.ndarray, inputs: Arrays) -> np.ndarray:
+    centred = x - x.mean(axis=-1, keepdims=True)
+    unit = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + EPSILON)
+    return unit * inputs["gain"].astype(float) + inputs["bias"]
+
+
+def embed_inputs(texts: int, tokens: int, size: int) -> dict[str, np.ndarray]:
+    random = np.random.default_rng(0)
+    return {
+        "ids": random.integers(0, 50, (texts, tokens)),
+        "words": random.integers(-127, 128, (50, size), dtype=np.int8),
+        "scales": random.uniform(0.001, 0.01, 50).astype(np.float32),
+        "places": normal(size, 20),
+        **affine(size),
+        **coding(size),
+    }
+
+
+@pytest.mark.parametrize(("texts", "tokens", "size"), [(1, 1, 16), (3, 20, 384), (2, 5, 48)])
+def test_embed(texts: int, tokens: int, size: int) -> None:
+    inputs = embed_inputs(texts, tokens, size)
+    y, codes = run("Embed", inputs, ["y", "codes"], epsilon=EPSILON)
+    words = (inputs["words"].astype(float) * inputs["scales"][:, None])[inputs["ids"]]
+    exact = normalized(words + inputs["places"][:tokens], inputs).reshape(-1, size)
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, exact, atol=1e-5)
+    assert_codes(codes, exact, inputs)
+
+
+def add_inputs(rows: int, size: int, outliers: int) -> dict[str, np.ndarray]:
+    return {
+        "a": normal(size, rows),
+        "b": normal(size, rows)[::-1].copy(),
+        "outliers": normal(outliers, rows) if outliers else np.zeros((0, 0), np.float32),
+        "outlier_weight": normal(size, outliers),
+        **affine(size),
+    }
+
+
+@pytest.mark.parametrize(("rows", "size", "outliers"), [(1, 16, 0), (10, 384, 4), (3, 1024, 1)])
+def test_add_and_normalize(rows: int, size: int, outliers: int) -> None:
+    inputs = add_inputs(rows, size, outliers)
+    x = inputs["a"].astype(float) + inputs["b"]
+    if outliers:
+        x += inputs["outliers"].astype(float) @ inputs["outlier_weight"]
+    exact = normalized(x, inputs)
+    with_codes = inputs | coding(size)
+    y, codes = run("AddNormalizeQuantize", with_codes, ["y", "codes"], epsilon=EPSILON)
+    np.testing.assert_allclose(y, exact, atol=1e-5)
+    assert_codes(codes, exact, with_codes)
+    (last,) = run("AddNormalize", inputs | {"ids": np.zeros((1, rows), np.int64)}, ["y"], epsilon=EPSILON)
+    np.testing.assert_array_equal(last, y[None])
+
+
+@pytest.mark.parametrize("kind", ["Quantize", "GeluQuantize"])
+@pytest.mark.parametrize("channels", [[], [3, 31, 0]])
+def test_activation_and_codes(kind: str, channels: list[int]) -> None:
+    size = 64
+    x = np.concatenate([normal(size, 100) * 3, np.linspace(-12, 12, 100 * size, dtype=np.float32).reshape(-1, size)])
+    inputs = {"x": x, **coding(size), "outlier_channels": np.array(channels, np.int64)}
+    codes, outliers = run(kind, inputs, ["codes", "outliers"])
+    exact = x.astype(float)
+    if kind == "GeluQuantize":
+        exact *= (1 + np.vectorize(math.erf)(exact / math.sqrt(2))) / 2
+    assert_codes(codes, exact, inputs)
+    np.testing.assert_allclose(outliers, exact[:, channels], atol=2e-6)
+
+
+def test_codes_are_rounded_half_to_even_and_never_wrap() -> None:
+    x = np.array([[0.5, 1.5, 2.5, -0.5, -1.5, 1e30, -1e30, np.inf, -np.inf, 254.4, 254.5, 255.6, 0, -0.4, 3, 7]])
+    inputs = {
+        "x": x.astype(np.float32),
+        "factor": np.ones(16, np.float32),
+        "zero": np.array(1, np.uint8),
+        "outlier_channels": np.zeros(0, np.int64),
+    }
+    (codes, _) = run("Quantize", inputs, ["codes", "outliers"])
+    assert codes[0].tolist() == [1, 3, 3, 1, 0, 255, 0, 255, 0, 255, 255, 255, 1, 1, 4, 8]
+
+
+def attention_inputs(texts: int, tokens: int, heads: int, size: int, spread: float = 1) -> dict[str, np.ndarray]:
+    channels = heads * size
+    qkv = normal(3 * channels, texts * tokens) * np.float32(spread)
+    return {"qkv": qkv, "ids": np.zeros((texts, tokens), np.int64), **coding(channels)}
+
+
+def attend(inputs: Arrays, heads: int, alpha: float) -> np.ndarray:
+    (codes,) = run("AttentionQuantize", inputs, ["codes"], heads=heads, alpha=alpha)
+    return codes
+
+
+@pytest.mark.parametrize(
+    ("texts", "tokens", "heads", "size"),
+    [(1, tokens, 2, 32) for tokens in (1, 2, 7, 8, 9, 15, 16, 17, 33, 255, 256, 511, 512)]
+    + [(3, 10, 12, 32), (5, 3, 4, 16), (2, 40, 2, 64), (2, 12, 3, 48), (1, 20, 1, 128)],
+)
+def test_attention(texts: int, tokens: int, heads: int, size: int) -> None:
+    inputs = attention_inputs(texts, tokens, heads, size, spread=2)
+    alpha = 1 / math.sqrt(size)
+    query, key, value = (
+        part.reshape(texts, tokens, heads, size).transpose(0, 2, 1, 3)
+        for part in np.split(inputs["qkv"].astype(float), 3, axis=1)
+    )
+    scores = alpha * query @ key.swapaxes(2, 3)
+    weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    exact = (weights / weights.sum(axis=-1, keepdims=True)) @ value
+    codes = attend(inputs, heads, alpha)
+    assert_codes(codes, exact.transpose(0, 2, 1, 3).reshape(texts * tokens, -1), inputs)
+
+
+def test_attention_of_a_text_does_not_depend_on_the_others() -> None:
+    texts, tokens = 6, 13
+    inputs = attention_inputs(texts, tokens, 2, 32)
+    together = attend(inputs, 2, 0.2)
+    for text in range(texts):
+        rows = slice(text * tokens, (text + 1) * tokens)
+        alone = {**inputs, "qkv": inputs["qkv"][rows], "ids": inputs["ids"][:1]}
+        np.testing.assert_array_equal(attend(alone, 2, 0.2), together[rows])
+
+
+def test_attention_with_huge_scores_takes_the_values_of_the_highest() -> None:
+    """exp of the largest would overflow, and of most differences underflow."""
+    inputs = attention_inputs(1, 20, 1, 32, spread=300)
+    query, key, value = np.split(inputs["qkv"].astype(float), 3, axis=1)
+    best = (query @ key.T).argmax(axis=1)
+    inputs["factor"] /= 300
+    assert_codes(attend(inputs, 1, 1.0), value[best], inputs)
+
+
+BAD_INPUTS: list[tuple[str, Callable[[], dict[str, np.ndarray]], dict[str, np.ndarray], dict[str, Any], str]] = [
+    ("Embed", lambda: embed_inputs(1, 2, 16), {"ids": np.array([[50, 0]])}, {}, "a token id is not in the vocabulary"),
+    ("Embed", lambda: embed_inputs(1, 2, 16), {"ids": np.array([[0, -1]])}, {}, "a token id is not in the vocabulary"),
+    ("Embed", lambda: embed_inputs(1, 21, 16), {}, {}, "a text has more tokens than there are places"),
+    ("Embed", lambda: embed_inputs(1, 2, 16), {"places": normal(32, 20)}, {}, "tables and gain differ in channels"),
+    ("Embed", lambda: embed_inputs(1, 2, 24), {}, {}, "the channels are not a multiple of 16"),
+    ("Embed", lambda: embed_inputs(1, 2, 16), {"ids": np.zeros((1, 1, 1), np.int64)}, {}, "not one or two axes"),
+    ("Embed", lambda: embed_inputs(1, 2, 16), coding(32), {}, "factor and gain differ in channels"),
+    ("Embed", lambda: embed_inputs(1, 2, 16), {"bias": normal(32)}, {}, "bias and gain differ in channels"),
+    ("Embed", lambda: embed_inputs(1, 2, 16), {"scales": normal(49)}, {}, "there is not one scale a word"),
+    (
+        "AddNormalizeQuantize",
+        lambda: add_inputs(3, 16, 0) | coding(16),
+        {"b": normal(16, 2)},
+        {},
+        "addends and gain differ in shape",
+    ),
+    (
+        "AddNormalizeQuantize",
+        lambda: add_inputs(3, 16, 2) | coding(16),
+        {"outliers": normal(1, 3)},
+        {},
+        "outliers and their weight differ",
+    ),
+    (
+        "AddNormalize",
+        lambda: add_inputs(3, 16, 0) | {"ids": np.zeros((1, 2), np.int64)},
+        {},
+        {},
+        "token ids and addends differ in number",
+    ),
+    (
+        "GeluQuantize",
+        lambda: {"x": normal(16, 2), **coding(16), "outlier_channels": np.array([16])},
+        {},
+        {},
+        "no such channel",
+    ),
+    (
+        "Quantize",
+        lambda: {"x": normal(16, 2), **coding(32), "outlier_channels": np.array([0])},
+        {},
+        {},
+        "the channels are not as many as factors",
+    ),
+    ("AttentionQuantize", lambda: attention_inputs(1, 2, 2, 32), {}, {"heads": 3}, "not a multiple of 16"),
+    ("AttentionQuantize", lambda: attention_inputs(1, 2, 2, 32), {}, {"heads": 0}, "not a multiple of 16"),
+    (
+        "AttentionQuantize",
+        lambda: attention_inputs(1, 2, 2, 32),
+        {"ids": np.zeros((1, 3), np.int64)},
+        {"heads": 2},
+        "queries, keys and values are not of the shape",
+    ),
+]
+OUTPUTS = {"AddNormalize": ["y"], "AttentionQuantize": ["codes"]}
+
+
+@pytest.mark.parametrize(("kind", "inputs", "change", "attributes", "message"), BAD_INPUTS)
+def test_what_does_not_fit_is_refused(
+    kind: str, inputs: Callable[[], dict[str, np.ndarray]], change: Arrays, attributes: dict[str, Any], message: str
+) -> None:
+    attributes = {"epsilon": EPSILON, "alpha": 1.0, **attributes}
+    with pytest.raises(Exception, match=message):
+        run(kind, {**inputs(), **change}, OUTPUTS.get(kind, ["first", "second"]), **attributes)
+
+
+def test_a_missing_attribute_is_named() -> None:
+    with pytest.raises(Exception, match="heads"):
+        run("AttentionQuantize", attention_inputs(1, 2, 2, 32), ["codes"], alpha=1.0)
+
+
+def test_a_model_of_other_operators_is_refused(copy_model: Callable[[str], Path]) -> None:
+    artifact = open_artifact(copy_model("v1"))
+    entry = artifact.manifest.precisions["int8"]
+    assert entry.operators == VERSION
+    newer = artifact.manifest._replace(precisions={"int8": entry._replace(operators=VERSION + 1)})
+    with pytest.raises(ArtifactError, match=rf"v1 needs the operators of version {VERSION + 1}, this code has version"):
+        Embedder.from_artifact(artifact._replace(manifest=newer))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "is missing: compile it with: make operators"),
+        (b"no library", "cannot load .*operators.so: .*file too short"),
+    ],
+)
+def test_a_library_that_cannot_be_loaded_is_named(
+    content: bytes | None, message: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "operators.so"
+    if content:
+        path.write_bytes(content)
+    monkeypatch.setattr(embedder, "LIBRARY", str(path))
+    with pytest.raises(ArtifactError, match=message):
+        Embedder.load(model_folder)
+    assert Embedder.load(model_folder, "fp32").embed(["float32 needs no operators"]).tokens == [7]
+
+
+def test_a_cpu_without_avx2_is_named(model_folder: Path) -> None:
+    if platform.machine() != "x86_64":
+        pytest.skip(f"this machine is {platform.machine()}")
+    if not shutil.which("qemu-x86_64"):
+        pytest.skip("qemu-x86_64 is not on PATH: apt-get install qemu-user")
+    code = (
+        "import onnxruntime, sys; options = onnxruntime.SessionOptions();"
+        "options.register_custom_ops_library(sys.argv[1])"
+    )
+    command = ["qemu-x86_64", "-cpu", "Nehalem", sys.executable, "-c", code, LIBRARY]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "this CPU has no AVX2: x86-64 needs AVX2 and FMA (Haswell, 2013, or newer)" in ran.stderr
+
+
+def test_two_compilations_have_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "library", lambda system, machine: str(tmp_path / f"{system}-{machine}.so"))
+    made = compile_operators("linux", os.uname().machine)
+    assert made.parent == tmp_path
+    assert made.read_bytes() == Path(LIBRARY).read_bytes()
+    assert [path.name for path in tmp_path.iterdir()] == [made.name]
+
+
+def test_sources_that_do_not_compile_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "operators.c").write_text("int broken(void) { return }")
+    monkeypatch.setattr(compiler, "SOURCE", tmp_path / "operators.c")
+    monkeypatch.setattr(compiler, "library", lambda system, machine: str(tmp_path / "made.so"))
+    with pytest.raises(CompileError, match=r"cannot compile operators.c for linux x86_64: .*expected expression"):
+        compile_operators("linux", "x86_64")
+    assert [path.name for path in tmp_path.iterdir()] == ["operators.c"]
+
+
+def test_an_unknown_machine_is_named() -> None:
+    with pytest.raises(
+        CompileError, match=r"no operators for linux riscv64, only for linux x86_64, linux aarch64, darwin"
+    ):
+        compile_operators("linux", "riscv64")
+
+
+def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", sys._base_executable)  # without what is installed beside it
+    with pytest.raises(CompileError, match=r"the compiler is missing, install it with: pip install '.\[export\]'"):
+        compile_operators("linux", "x86_64")
+
+
+def test_a_package_without_operators_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import export.package
+
+    monkeypatch.setattr(export.package, "library", lambda system, machine: str(tmp_path / f"{system}-{machine}.so"))
+    with pytest.raises(ExportError, match=r"linux-aarch64.so is missing: compile it with: make operators"):
+        package(tmp_path / "function", architecture="arm64")
+    assert not (tmp_path / "function").exists()
