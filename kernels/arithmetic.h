@@ -117,7 +117,8 @@ static void FUNCTION(embed)(const Embed *of) {
 static void FUNCTION(add_normalize)(const AddNormalize *of) {
     const int64_t size = of->normalization.size;
     for (int64_t row = 0; row < of->rows; row++) {
-        const float *a = of->a + row * size, *b = of->b + row * size, *outliers = of->outliers + row * of->outlier_count;
+        const float *a = of->a + row * size, *b = of->b + row * size;
+        const float *outliers = of->outliers + row * of->outlier_count;
         float *y = of->y + row * size;
         Floats total = {};
         for (int64_t i = 0; i < size; i += LANES) {

@@ -94,7 +94,8 @@ typedef struct Arithmetic {
 #define COLUMNS WIDEST
 #define AVERAGES 8
 #define FUNCTION(name) name##_avx512
-#pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
+#define AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
+#pragma clang attribute push(__attribute__((target(AVX512))), apply_to = function)
 #include "arithmetic.h"
 #pragma clang attribute pop
 #undef FUNCTION
@@ -338,16 +339,16 @@ static size_t output_count(const Operator *operator) { return definition_of(oper
 
 static int as_usual(const Operator *operator, size_t index) { return 0; } /* required, in the default memory */
 
-/* NULL if there is none. Intel's manual, volume 1, 14.3, 14.5.3 and 15.2: what the CPU has, and what the system saves. */
+/* NULL if there is none. Intel's manual, volume 1, 14.3, 14.5.3, 15.2: what the CPU has, and what the system saves. */
 static const Arithmetic *arithmetic_of_this_cpu(void) {
 #ifdef __x86_64__
-    enum { FMA = 1 << 12, OSXSAVE = 1 << 27, AVX2 = 1 << 5, AVX512_F_DQ_BW_VL = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31 };
-    enum { YMM = 0x6, ZMM = 0xe6 };
+    enum { FMA = 1 << 12, OSXSAVE = 1 << 27, AVX2 = 1 << 5, YMM = 0x6, ZMM = 0xe6 };
+    const unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
     unsigned a, b, c, d, saved, saved_high;
     if (!__get_cpuid(1, &a, &b, &c, &d) || ~c & (FMA | OSXSAVE)) return NULL;
     __asm__("xgetbv" : "=a"(saved), "=d"(saved_high) : "c"(0));
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || ~b & AVX2 || ~saved & YMM) return NULL;
-    return ~b & AVX512_F_DQ_BW_VL || ~saved & ZMM ? &arithmetic_avx2 : &arithmetic_avx512;
+    return ~b & avx512 || ~saved & ZMM ? &arithmetic_avx2 : &arithmetic_avx512;
 #else
     return &arithmetic_neon;
 #endif
@@ -384,19 +385,30 @@ static Status *compute(void *kernel, KernelContext *context) {
     }
 
 static const Definition definitions[] = {
-    {OPERATOR, "Embed", 8, 2, {INT64, INT8, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, UINT8}, {FLOAT, UINT8}, EPSILON, compute_embed},
-    {OPERATOR, "AttentionQuantize", 4, 1, {FLOAT, INT64, FLOAT, UINT8}, {UINT8}, HEADS | ALPHA, compute_attention_quantize},
-    {OPERATOR, "AddNormalize", 7, 1, {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, INT64}, {FLOAT}, EPSILON, compute_add_normalize},
-    {OPERATOR,
-     "AddNormalizeQuantize",
-     8,
-     2,
-     {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, UINT8},
-     {FLOAT, UINT8},
-     EPSILON,
-     compute_add_normalize_quantize},
-    {OPERATOR, "Quantize", 4, 2, {FLOAT, FLOAT, UINT8, INT64}, {UINT8, FLOAT}, 0, compute_quantize},
-    {OPERATOR, "GeluQuantize", 4, 2, {FLOAT, FLOAT, UINT8, INT64}, {UINT8, FLOAT}, 0, compute_gelu_quantize},
+    {
+        OPERATOR, "Embed", 8, 2, {INT64, INT8, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, UINT8}, {FLOAT, UINT8},
+        EPSILON, compute_embed,
+    },
+    {
+        OPERATOR, "AttentionQuantize", 4, 1, {FLOAT, INT64, FLOAT, UINT8}, {UINT8},
+        HEADS | ALPHA, compute_attention_quantize,
+    },
+    {
+        OPERATOR, "AddNormalize", 7, 1, {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, INT64}, {FLOAT},
+        EPSILON, compute_add_normalize,
+    },
+    {
+        OPERATOR, "AddNormalizeQuantize", 8, 2, {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, UINT8},
+        {FLOAT, UINT8}, EPSILON, compute_add_normalize_quantize,
+    },
+    {
+        OPERATOR, "Quantize", 4, 2, {FLOAT, FLOAT, UINT8, INT64}, {UINT8, FLOAT},
+        0, compute_quantize,
+    },
+    {
+        OPERATOR, "GeluQuantize", 4, 2, {FLOAT, FLOAT, UINT8, INT64}, {UINT8, FLOAT},
+        0, compute_gelu_quantize,
+    },
 };
 
 /* What onnxruntime calls in a library of operators. */
