@@ -8,7 +8,7 @@ MODELS := build/ml-models
 MODEL := $(MODELS)/all-MiniLM-L6-v2/current
 CLIENTS := build/clients
 AWS := build/aws
-OPERATORS := kernels/operators-linux-x86_64.so
+OPERATORS := $(addprefix kernels/operators-linux-,x86_64.so aarch64.so)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 # A path and not an import finder, which would cost every start of this Python 10 ms.
 EDITABLE := --config-settings editable_mode=compat --editable
@@ -101,7 +101,7 @@ lock: .venv/test ## Write the versions now installed to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt
 
 clean: ## Remove the virtual environment and everything built
-	rm -rf .venv build *.egg-info kernels/*.so
+	rm -rf .venv build *.egg-info kernels/*.so kernels/.new-*
 
 # torch comes first and by itself: its own index has CPU builds, PyPI's Linux builds bring gigabytes of CUDA.
 # Where that index cannot be reached, pip goes on without it.
