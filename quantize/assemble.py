@@ -60,7 +60,7 @@ class _Assembly:
         self._linear = {linear.output: group for group in graph.groups for linear in group.linears}
         self._makers = {node.output[0]: node for node in graph.nodes}
         self._outliers: dict[str, str] = {}
-        """Of a group by name, the tensor of the channels of its input that stay float32."""
+        """By the input of a group, the tensor of its channels that stay float32."""
 
     def model(self) -> onnx.ModelProto:
         for part in self._graph.parts:
@@ -155,7 +155,10 @@ class _Assembly:
         self._check_channels(output, len(group.weight))
         source, kind = self._linear[node.input[0]].name, "GeluQuantize"
         if node.op_type != "Gelu":
-            self._writer.node(node.op_type, [source], output, whole_name=True, domain=node.domain)
+            kept = NodeProto()
+            kept.CopyFrom(node)
+            kept.input[0] = source
+            self._writer.nodes.append(kept)
             source, kind = output, "Quantize"
         channels = np.flatnonzero(self._quantized[group.name].plan.is_outlier)
         inputs = [source, *self._codes(output), self._writer.constant(f"{output}/outlier_channels", channels)]
