@@ -21,7 +21,7 @@ from handler.artifact import REBUILD, Artifact, ArtifactCorruptError, ArtifactEr
 from handler.errors import BadVectorError, TooManyTokensError
 from handler.filecheck import FileCheck
 from handler.pace import Budget, Pace
-from kernels import LIBRARY, VERSION
+from kernels import VERSION, OperatorsError, register
 
 if TYPE_CHECKING:  # numpy.typing takes 2 ms to import
     from typing import TypeAlias
@@ -339,12 +339,10 @@ def _register_operators(options: onnxruntime.SessionOptions, version: int, folde
             f"{folder} needs the operators of version {version}, this code has version {VERSION}: deploy the code that "
             f"the model was built with, or {REBUILD}"
         )
-    if not os.path.exists(LIBRARY):
-        raise ArtifactError(f"{LIBRARY}, which the INT8 model needs, is missing: compile it with: make operators")
     try:
-        options.register_custom_ops_library(LIBRARY)
-    except Exception as error:  # the library raises nothing more exact
-        raise ArtifactError(f"cannot load {LIBRARY}: {error}") from error
+        register(options)
+    except OperatorsError as error:
+        raise ArtifactError(str(error)) from error
 
 
 def _for_each(work: Callable[[list[int]], None], runs: Sequence[list[int]], threads: int) -> None:

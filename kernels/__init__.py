@@ -3,12 +3,22 @@
 `python -m kernels` compiles them. Nothing is imported here that a cold start has not loaded.
 """
 
+from __future__ import annotations
+
 import os
 import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 VERSION = 1
 """Of the operators that the library has. It grows whenever they give other bits or read other inputs, and a model
 file says which it needs."""
+
+
+class OperatorsError(Exception):
+    """The operators cannot be had; the message names the library and the remedy."""
 
 
 def library(system: str, machine: str) -> str:
@@ -18,3 +28,16 @@ def library(system: str, machine: str) -> str:
 
 LIBRARY = library(sys.platform, os.uname().machine)
 """For `onnxruntime.SessionOptions.register_custom_ops_library`."""
+
+
+def register(options: onnxruntime.SessionOptions) -> None:
+    """Let sessions with these options run the operators.
+
+    Raises OperatorsError if the library is missing or cannot be loaded, as on a CPU without AVX2.
+    """
+    if not os.path.exists(LIBRARY):
+        raise OperatorsError(f"{LIBRARY}, which the INT8 model needs, is missing: compile it with: make operators")
+    try:
+        options.register_custom_ops_library(LIBRARY)
+    except Exception as error:  # onnxruntime raises nothing more exact
+        raise OperatorsError(f"cannot load {LIBRARY}: {error}") from error

@@ -14,7 +14,7 @@ import onnx
 import onnxruntime
 from tokenizers import Tokenizer
 
-from kernels import LIBRARY
+from kernels import OperatorsError, register
 from quantize.errors import QuantizationError
 
 Array = npt.NDArray[np.float32]
@@ -161,10 +161,13 @@ def outputs(model: onnx.ModelProto, names: Sequence[str], feeds: Feeds) -> Itera
 
 
 def open_session(model: Path | bytes) -> onnxruntime.InferenceSession:
-    """A quiet session of a file, or of a model's bytes."""
+    """A quiet session of a file, or of a model's bytes. Raises QuantizationError if the operators cannot be had."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    options.register_custom_ops_library(LIBRARY)
+    try:
+        register(options)
+    except OperatorsError as error:
+        raise QuantizationError(str(error)) from error
     return onnxruntime.InferenceSession(
         model if isinstance(model, bytes) else str(model), options, providers=["CPUExecutionProvider"]
     )

@@ -15,15 +15,17 @@ import onnxruntime
 import pytest
 from onnx import helper
 
+import kernels
 import kernels.__main__ as compiler
 from export import ExportError
 from export.package import package
-from handler import embedder
 from handler.artifact import ArtifactError, open_artifact
 from handler.embedder import Embedder
 from kernels import LIBRARY, VERSION
 from kernels.__main__ import CompileError, compile_operators
+from quantize import QuantizationError
 from quantize.assemble import DOMAIN
+from quantize.calibration import open_session
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -291,9 +293,11 @@ def test_a_library_that_cannot_be_loaded_is_named(
     path = tmp_path / "operators.so"
     if content:
         path.write_bytes(content)
-    monkeypatch.setattr(embedder, "LIBRARY", str(path))
+    monkeypatch.setattr(kernels, "LIBRARY", str(path))
     with pytest.raises(ArtifactError, match=message):
         Embedder.load(model_folder)
+    with pytest.raises(QuantizationError, match=message):
+        open_session(Path(open_artifact(model_folder).model("int8")))
     assert Embedder.load(model_folder, "fp32").embed(["float32 needs no operators"]).tokens == [7]
 
 
