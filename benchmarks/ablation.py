@@ -42,12 +42,11 @@ VARIANTS: Mapping[str, Variant] = {
     "weights of 7 bits, -63..63": _with(largest=63, largest_pair=126),
     "weights of 8 bits, pairs unbounded (saturates on AVX2)": _with(largest_pair=254),
     "rounding to nearest": _with(damping=1e9),
-    "scales of products with 24 bits (other vectors on ARM)": _with(scale_bits=24),
     "calibrated without the vocabulary": Variant(vocabulary=False),
     "calibrated on English alone": Variant(vocabulary=False, english_alone=True),
     "none of these": Variant(
         StaticRecipe(
-            Settings(strength=None, headrooms=(1,), largest=63, largest_pair=126, damping=1e9, scale_bits=24),
+            Settings(strength=None, headrooms=(1,), largest=63, largest_pair=126, damping=1e9),
             centre=False,
             outliers=0,
         ),

@@ -52,8 +52,9 @@ SECTIONS: Mapping[str, Section] = {
         "Throughput",
         "Tokens embedded per second, padding not counted, each contender in a process of its own, in turns. Every "
         "contender's vectors are compared with sentence-transformers' before its time counts. The limit is the "
-        "rate at which onnxruntime multiplies INT8 matrices of the model's shapes on one core, divided by the "
-        "multiply-accumulates that a token needs; attention and all else would have to take no time to reach it. "
+        "rate at which one core multiplies INT8 matrices of the model's shapes, with onnxruntime's operator or ours, "
+        "whichever is faster, divided by the multiply-accumulates that a token needs; attention and all else would "
+        "have to take no time to reach it. "
         "OpenVINO computes what is not INT8 in bfloat16 where the CPU has it, its default. "
         "fastembed does not sort texts by length and pads each batch to its longest. Shares of the limit and of each "
         "other hold for CPUs with AVX-512 VNNI.",

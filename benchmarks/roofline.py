@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,10 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import onnxruntime
 
+from kernels import register
+from quantize.assemble import DOMAIN, packed
+from quantize.fusion import MICROSOFT
+
 TOKENS = 384
 """Rows of the left matrix: as many tokens as the handler gives to a run."""
 SHAPES = ((384, 384), (384, 1536), (1536, 384))
@@ -28,58 +32,74 @@ WARM_UP, REPEATS = 5, 30
 def measure(threads: int) -> dict[str, list[float]]:
     """Rates in 10^9 multiply-accumulates a second, one a call, of the shape with the highest median.
 
-    `int8_gmacs` is of MatMulIntegerToFloat with uint8 activations and int8 weights, scaled by column, which the INT8
-    model consists of; `float32_gmacs` of MatMul. Weights are constants, so that both are packed beforehand.
+    `int8_gmacs` is of uint8 activations and int8 weights, scaled by column: of onnxruntime's MatMulIntegerToFloat or of
+    our Linear, whichever is faster. `float32_gmacs` is of MatMul. Weights are constants, packed beforehand.
     """
+    kinds = (_onnxruntime_product, _our_product)
     return {
-        "int8_gmacs": _best([_int8_rates(rows, columns, threads) for rows, columns in SHAPES]),
+        "int8_gmacs": _best([_int8_rates(kind, *shape, threads) for shape in SHAPES for kind in kinds]),
         "float32_gmacs": _best([_float32_rates(rows, columns, threads) for rows, columns in SHAPES]),
     }
 
 
 def macs_per_token(model: Path) -> int:
-    """Multiply-accumulates a token in the INT8 products: rows x columns of all constant weights of MatMulInteger and
-    MatMulIntegerToFloat. Those of attention are not among them, as they grow with the text's length."""
+    """Multiply-accumulates a token in the INT8 products: rows x columns of all weights of Linear and its kin. Those of
+    attention are not among them, as they grow with the text's length."""
     graph = onnx.load(str(model), load_external_data=False).graph
     dims = {weight.name: weight.dims for weight in graph.initializer}
-    weights = [node.input[1] for node in graph.node if node.op_type in ("MatMulInteger", "MatMulIntegerToFloat")]
-    return sum(dims[name][0] * dims[name][1] for name in weights if name in dims)
+    weights = [node.input[2] for node in graph.node if node.domain == DOMAIN and node.op_type.startswith("Linear")]
+    return sum(dims[name][0] * dims[name][1] for name in weights)
 
 
 def _best(rates: Sequence[list[float]]) -> list[float]:
     return max(rates, key=statistics.median)
 
 
-def _int8_rates(rows: int, columns: int, threads: int) -> list[float]:
-    source = np.random.default_rng(0)
-    constants: dict[str, npt.NDArray[Any]] = {
-        # The range of the model's own weights, whose sums do not saturate on AVX2.
-        "weight": source.integers(-63, 64, (rows, columns), np.int8),
+Constants = dict[str, npt.NDArray[Any]]
+
+
+def _onnxruntime_product(weight: npt.NDArray[np.int8]) -> tuple[onnx.NodeProto, Constants]:
+    constants: Constants = {
+        "weight": weight,
         "input_scale": np.array(0.01, np.float32),
-        "weight_scale": np.full(columns, 0.01, np.float32),
+        "weight_scale": np.full(weight.shape[1], 0.01, np.float32),
         "input_zero": np.array(128, np.uint8),
     }
-    node = helper.make_node(
-        "MatMulIntegerToFloat",
-        ["input", "weight", "input_scale", "weight_scale", "input_zero"],
-        ["output"],
-        domain="com.microsoft",
-    )
-    return _rates(node, constants, source.integers(0, 256, (TOKENS, rows), np.uint8), threads)
+    return helper.make_node("MatMulIntegerToFloat", ["input", *constants], ["output"], domain=MICROSOFT), constants
+
+
+def _our_product(weight: npt.NDArray[np.int8]) -> tuple[onnx.NodeProto, Constants]:
+    constants: Constants = {
+        "input_zero": np.array(128, np.uint8),
+        "weight": packed(weight),
+        "sums": weight.sum(axis=0, dtype=np.int32),
+        "scale": np.full(weight.shape[1], 1e-4, np.float32),
+        "bias": np.zeros(weight.shape[1], np.float32),
+    }
+    return helper.make_node("Linear", ["input", *constants], ["output"], domain=DOMAIN), constants
+
+
+def _int8_rates(
+    kind: Callable[[npt.NDArray[np.int8]], tuple[onnx.NodeProto, Constants]], rows: int, columns: int, threads: int
+) -> list[float]:
+    source = np.random.default_rng(0)
+    # The range of the model's own weights, whose sums do not saturate on AVX2.
+    node, constants = kind(source.integers(-63, 64, (rows, columns), np.int8))
+    return _rates(node, constants, source.integers(0, 256, (TOKENS, rows), np.uint8), columns, threads)
 
 
 def _float32_rates(rows: int, columns: int, threads: int) -> list[float]:
     source = np.random.default_rng(0)
     weight = source.standard_normal((rows, columns), np.float32)
     node = helper.make_node("MatMul", ["input", "weight"], ["output"])
-    return _rates(node, {"weight": weight}, source.standard_normal((TOKENS, rows), np.float32), threads)
+    return _rates(node, {"weight": weight}, source.standard_normal((TOKENS, rows), np.float32), columns, threads)
 
 
 def _rates(
-    node: onnx.NodeProto, constants: dict[str, npt.NDArray[Any]], given: npt.NDArray[Any], threads: int
+    node: onnx.NodeProto, constants: Constants, given: npt.NDArray[Any], columns: int, threads: int
 ) -> list[float]:
-    """GMAC/s of each of REPEATS runs of a model of one node, `given` of shape (TOKENS, rows) times its weight."""
-    rows, columns = constants["weight"].shape
+    """GMAC/s of each of REPEATS runs of a model of one node, `given` of shape (TOKENS, rows) times weights of so many
+    columns."""
     graph = helper.make_graph(
         [node],
         "product",
@@ -87,14 +107,15 @@ def _rates(
         [helper.make_tensor_value_info("output", TensorProto.FLOAT, (len(given), columns))],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
-    versions = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    versions = [helper.make_opsetid(domain, version) for domain, version in (("", 17), (MICROSOFT, 1), (DOMAIN, 1))]
     model = helper.make_model(graph, opset_imports=versions, ir_version=10)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
+    register(options)
     session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     seconds = []
     for _ in range(WARM_UP + REPEATS):
         started = time.perf_counter()
         session.run(None, {"input": given})
         seconds.append(time.perf_counter() - started)
-    return [len(given) * rows * columns / each / 1e9 for each in seconds[WARM_UP:]]
+    return [given.size * columns / each / 1e9 for each in seconds[WARM_UP:]]

@@ -1,4 +1,4 @@
-"""onnxruntime operators of our own, in C: what lies between the INT8 products of an encoder.
+"""onnxruntime operators of our own, in C: the INT8 products of an encoder, and what lies between them.
 
 `python -m kernels` compiles them. Nothing is imported here that a cold start has not loaded.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnxruntime
 
-VERSION = 1
+VERSION = 2
 """Of the operators that the library has. It grows whenever they give other bits or read other inputs, and a model
 file says which it needs."""
 

@@ -77,19 +77,19 @@ static INLINE void FUNCTION(quantize)(uint8_t *to, Floats x, Floats factor, Floa
     __builtin_memcpy(to, &bytes, sizeof bytes);
 }
 
-/* y = (x - mean) / sqrt(variance + epsilon) gain + bias of a row of sums x, which is overwritten; codes unless NULL. */
-static INLINE void FUNCTION(normalize)(const Normalization *of, float *x, Floats total, float *y, uint8_t *codes) {
+/* (y - mean) / sqrt(variance + epsilon) gain + shift into y, a row whose lanes' sums are `total`; codes unless NULL. */
+static INLINE void FUNCTION(normalize)(const Normalization *of, float *y, Floats total, uint8_t *codes) {
     const int64_t size = of->size;
     Floats mean = FUNCTION(all)(FUNCTION(sum)(total) / (float)size), squares = {};
     for (int64_t i = 0; i < size; i += LANES) {
-        Floats centred = FUNCTION(load)(x + i) - mean;
+        Floats centred = FUNCTION(load)(y + i) - mean;
         squares = FUNCTION(fma)(centred, centred, squares);
     }
     Floats scale = FUNCTION(all)(1.0f / __builtin_sqrtf(FUNCTION(sum)(squares) / (float)size + of->epsilon));
     Floats zero = FUNCTION(all)(of->zero);
     for (int64_t i = 0; i < size; i += LANES) {
-        Floats normal = (FUNCTION(load)(x + i) - mean) * scale;
-        Floats shifted = FUNCTION(fma)(normal, FUNCTION(load)(of->gain + i), FUNCTION(load)(of->bias + i));
+        Floats normal = (FUNCTION(load)(y + i) - mean) * scale;
+        Floats shifted = FUNCTION(fma)(normal, FUNCTION(load)(of->gain + i), FUNCTION(load)(of->shift + i));
         FUNCTION(store)(y + i, shifted);
         if (codes) FUNCTION(quantize)(codes + i, shifted, FUNCTION(load)(of->factor + i), zero);
     }
@@ -110,47 +110,146 @@ static void FUNCTION(embed)(const Embed *of) {
             total += x;
             FUNCTION(store)(y + i, x);
         }
-        FUNCTION(normalize)(&of->normalization, y, total, y, of->codes + row * size);
+        FUNCTION(normalize)(&of->normalization, y, total, of->codes + row * size);
     }
 }
 
-static void FUNCTION(add_normalize)(const AddNormalize *of) {
+/* Scales the sums of products of so many rows by one or COLUMNS times LANES columns. `weight` and the columns are the
+   first's, and y is STEP apart; the rows' codes, like their outputs, follow one another. */
+static INLINE void FUNCTION(block)(const int rows, const Product *of, const uint8_t *codes, const int64_t column,
+                                   float *y, const int64_t step) {
+    const int64_t size = of->size, first = column / BLOCK * BLOCK;
+    const int8_t *weight = of->weight + first * size + (column - first) * QUAD;
+    Ints sums[TALL][WIDE];
+    UNROLL
+    for (int c = 0; c < WIDE; c++) {
+        Ints start;
+        __builtin_memcpy(&start, of->sums + column + c * LANES, sizeof start);
+        start *= CODE_SHIFT - of->zero;
+        UNROLL
+        for (int r = 0; r < rows; r++) sums[r][c] = start;
+    }
+    _Pragma("clang loop unroll(disable)") /* or codes are read ahead into registers that sums need */
+    for (int64_t k = 0; k < size; k += DEPTH) {
+        Codes read[TALL];
+        UNROLL
+        for (int r = 0; r < rows; r++) read[r] = read_codes(codes + r * size + k);
+        UNROLL
+        for (int q = 0; q < DEPTH / QUAD; q++, weight += BLOCK * QUAD) {
+            UNROLL
+            for (int c = 0; c < WIDE && rows > 4; c++) __builtin_prefetch(weight + c * LANES * QUAD + AHEAD);
+            UNROLL
+            for (int r = 0; r < rows; r++) {
+                UNROLL
+                for (int c = 0; c < WIDE; c++)
+                    sums[r][c] = FUNCTION(dot)(sums[r][c], read[r], q, weight + c * LANES * QUAD);
+            }
+        }
+    }
+    UNROLL
+    for (int c = 0; c < WIDE; c++) {
+        const Floats scale = FUNCTION(load)(of->scale + column + c * LANES);
+        const Floats bias = FUNCTION(load)(of->bias + column + c * LANES);
+        UNROLL
+        for (int r = 0; r < rows; r++)
+            FUNCTION(store)(y + r * step + c * LANES,
+                            FUNCTION(fma)(__builtin_convertvector(sums[r][c], Floats), scale, bias));
+    }
+}
+
+/* BLOCK columns from `column` on of the rows from `first` on, into y, whose rows are `step` apart. */
+static void FUNCTION(columns)(const Product *of, const int64_t first, const int64_t rows, const int64_t column, float *y,
+                              const int64_t step) {
+    const int64_t blocks = (rows + TALL - 1) / TALL;
+    for (int64_t c = 0; c < BLOCK; c += WIDE * LANES)
+        for (int64_t block = 0; block < blocks; block++) {
+            const int64_t from = rows * block / blocks, to = rows * (block + 1) / blocks;
+            const uint8_t *codes = of->codes + (first + from) * of->size;
+            switch (to - from) {
+#define CASE(n)                                                                                                       \
+    case n: FUNCTION(block)(n, of, codes, column + c, y + from * step + c, step); break;
+                CASE(1)
+                CASE(2)
+                CASE(3)
+                CASE(4)
+#if TALL > 4
+                CASE(5)
+                CASE(6)
+                CASE(7)
+                CASE(8)
+                CASE(9)
+                CASE(10)
+                CASE(11)
+                CASE(12)
+#endif
+#undef CASE
+            }
+        }
+}
+
+/* Rows from `first` on. */
+static INLINE void FUNCTION(product)(const Product *of, const int64_t first, const int64_t rows, float *y) {
+    for (int64_t column = 0; column < of->columns; column += BLOCK)
+        FUNCTION(columns)(of, first, rows, column, y + first * of->columns + column, of->columns);
+}
+
+static void FUNCTION(linear)(const Product *of, float *y) {
+    for (int64_t first = 0; first < of->rows; first += PANEL)
+        FUNCTION(product)(of, first, of->rows - first < PANEL ? of->rows - first : PANEL, y);
+}
+
+static void FUNCTION(linear_add_normalize)(const Product *product, const AddNormalize *of) {
     const int64_t size = of->normalization.size;
-    for (int64_t row = 0; row < of->rows; row++) {
-        const float *a = of->a + row * size, *b = of->b + row * size;
-        const float *outliers = of->outliers + row * of->outlier_count;
+    for (int64_t row = 0; row < product->rows; row++) {
+        if (row % PANEL == 0)
+            FUNCTION(product)(product, row, product->rows - row < PANEL ? product->rows - row : PANEL, of->y);
+        const float *stream = of->stream + row * size, *outliers = of->outliers + row * of->outlier_count;
         float *y = of->y + row * size;
         Floats total = {};
         for (int64_t i = 0; i < size; i += LANES) {
-            Floats x = FUNCTION(load)(a + i) + FUNCTION(load)(b + i);
+            Floats x = FUNCTION(load)(stream + i) + FUNCTION(load)(y + i);
             for (int64_t j = 0; j < of->outlier_count; j++)
                 x = FUNCTION(fma)(FUNCTION(all)(outliers[j]), FUNCTION(load)(of->outlier_weight + j * size + i), x);
             total += x;
             FUNCTION(store)(y + i, x);
         }
-        FUNCTION(normalize)(&of->normalization, y, total, y, of->codes ? of->codes + row * size : NULL);
+        FUNCTION(normalize)(&of->normalization, y, total, of->codes ? of->codes + row * size : NULL);
     }
 }
 
-static INLINE void FUNCTION(quantize_rows)(const int with_gelu, const Quantize *of) {
-    const int64_t size = of->size;
+/* Some columns of some rows; those of x are `step` apart. */
+static INLINE void FUNCTION(quantize_part)(const int with_gelu, const Quantize *of, const float *x, const int64_t step,
+                                           const int64_t first, const int64_t rows, const int64_t column,
+                                           const int64_t columns) {
     const Floats zero = FUNCTION(all)(of->zero);
-    for (int64_t row = 0; row < of->rows; row++) {
-        const float *x = of->x + row * size;
-        for (int64_t i = 0; i < size; i += LANES) {
+    for (int64_t row = first; row < first + rows; row++, x += step) {
+        for (int64_t i = 0; i < columns; i += LANES) {
             const Floats y = with_gelu ? FUNCTION(gelu)(FUNCTION(load)(x + i)) : FUNCTION(load)(x + i);
-            FUNCTION(quantize)(of->codes + row * size + i, y, FUNCTION(load)(of->factor + i), zero);
+            FUNCTION(quantize)(of->codes + row * of->size + column + i, y, FUNCTION(load)(of->factor + column + i), zero);
         }
         for (int64_t j = 0; j < of->outlier_count; j++) {
-            const Floats y = FUNCTION(all)(x[of->outlier_channels[j]]);
+            const int64_t channel = of->outlier_channels[j] - column;
+            if (channel < 0 || channel >= columns) continue;
+            const Floats y = FUNCTION(all)(x[channel]);
             of->outliers[row * of->outlier_count + j] = (with_gelu ? FUNCTION(gelu)(y) : y)[0];
         }
     }
 }
 
-static void FUNCTION(quantize_all)(const Quantize *of) { FUNCTION(quantize_rows)(0, of); }
+static void FUNCTION(quantize_all)(const Quantize *of, const float *x) {
+    FUNCTION(quantize_part)(0, of, x, of->size, 0, of->rows, 0, of->size);
+}
 
-static void FUNCTION(gelu_quantize)(const Quantize *of) { FUNCTION(quantize_rows)(1, of); }
+static void FUNCTION(linear_gelu_quantize)(const Product *product, const Quantize *of) {
+    float part[PANEL * BLOCK];
+    for (int64_t first = 0; first < of->rows; first += PANEL) {
+        const int64_t rows = of->rows - first < PANEL ? of->rows - first : PANEL;
+        for (int64_t column = 0; column < of->size; column += BLOCK) {
+            FUNCTION(columns)(product, first, rows, column, part, BLOCK);
+            FUNCTION(quantize_part)(1, of, part, BLOCK, first, rows, column, BLOCK);
+        }
+    }
+}
 
 /* Scores of so many queries with all keys, which lie channel by channel, `padded` apart. */
 static INLINE void FUNCTION(score)(const int queries, const int64_t size, const int64_t padded, const int64_t stride,
@@ -265,4 +364,6 @@ static void FUNCTION(attend)(const Attention *of) {
 }
 
 static const Arithmetic FUNCTION(arithmetic) = {
-    FUNCTION(embed), FUNCTION(add_normalize), FUNCTION(quantize_all), FUNCTION(gelu_quantize), FUNCTION(attend)};
+    FUNCTION(embed),        FUNCTION(linear), FUNCTION(linear_add_normalize), FUNCTION(linear_gelu_quantize),
+    FUNCTION(quantize_all), FUNCTION(attend),
+};

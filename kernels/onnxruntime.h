@@ -15,7 +15,7 @@ typedef struct SessionOptions SessionOptions;
 typedef struct Domain Domain;
 
 enum { FAIL = 1 }; /* OrtErrorCode */
-enum { FLOAT = 1, UINT8 = 2, INT8 = 3, INT64 = 7 }; /* ONNXTensorElementDataType */
+enum { FLOAT = 1, UINT8 = 2, INT8 = 3, INT32 = 6, INT64 = 7 }; /* ONNXTensorElementDataType */
 
 struct Operator;
 
@@ -40,6 +40,8 @@ typedef struct Api {
     Status *(*KernelContext_GetOutput)(KernelContext *, size_t, const int64_t *shape, size_t, Value **);
     const void *before_release[99 - 92];
     void (*ReleaseTensorTypeAndShapeInfo)(Shape *);
+    const void *before_constants[249 - 100];
+    Status *(*KernelInfoGetConstantInput_tensor)(const KernelInfo *, size_t, int *is_constant, const Value **);
 } Api;
 
 _Static_assert(offsetof(Api, CreateCustomOpDomain) == 26 * sizeof(void *), "place in the table");
@@ -49,6 +51,7 @@ _Static_assert(offsetof(Api, GetTensorTypeAndShape) == 65 * sizeof(void *), "pla
 _Static_assert(offsetof(Api, KernelInfoGetAttribute_float) == 85 * sizeof(void *), "place in the table");
 _Static_assert(offsetof(Api, KernelContext_GetInput) == 90 * sizeof(void *), "place in the table");
 _Static_assert(offsetof(Api, ReleaseTensorTypeAndShapeInfo) == 99 * sizeof(void *), "place in the table");
+_Static_assert(offsetof(Api, KernelInfoGetConstantInput_tensor) == 249 * sizeof(void *), "place in the table");
 
 typedef struct ApiBase {
     const Api *(*GetApi)(uint32_t version);

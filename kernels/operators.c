@@ -1,27 +1,48 @@
-/* Operators of onnxruntime for what lies between the INT8 products of a BERT-like encoder.
+/* Operators of onnxruntime for a BERT-like encoder in INT8.
 
    Each does in one pass over memory what takes onnxruntime's operators five to ten, and writes the codes that the next
-   INT8 product reads. Rows are tokens of one text after the other; all texts of a run have one length.
+   product reads. Rows are tokens of one text after the other; all texts of a run have one length.
 
-     Embed(ids, words, scales, places, gain, bias, factor, zero) -> y, codes               attribute: epsilon
+     Embed(ids, words, scales, places, gain, shift, factor, zero) -> y, codes               attribute: epsilon
          y = LayerNormalization(words[id] scales[id] + places[token])
-     AttentionQuantize(qkv, ids, factor, zero) -> codes                          attributes: heads, alpha
+     Linear(PRODUCT) -> y
+     AttentionQuantize(qkv, ids, factor, zero) -> codes                                attributes: heads, alpha
          codes of softmax(alpha Q K^T) V of each head; of ids the shape counts
-     AddNormalize(a, b, outliers, outlier_weight, gain, bias, ids) -> y                   attribute: epsilon
-     AddNormalizeQuantize(a, b, outliers, outlier_weight, gain, bias, factor, zero) -> y, codes
-         y = LayerNormalization(a + b + outliers outlier_weight)
+     LinearAddNormalize(PRODUCT, stream, outliers, outlier_weight, gain, shift, ids) -> y   attribute: epsilon
+     LinearAddNormalizeQuantize(PRODUCT, stream, outliers, outlier_weight, gain, shift, factor, zero) -> y, codes
+         y = LayerNormalization(product + stream + outliers outlier_weight)                 attribute: epsilon
+     LinearGeluQuantize(PRODUCT, factor, zero, outlier_channels) -> codes, outliers
+         codes of Gelu(product), and the channels that stay float32
      Quantize(x, factor, zero, outlier_channels) -> codes, outliers
-         codes of x, and the channels that stay float32
-     GeluQuantize(x, factor, zero, outlier_channels) -> codes, outliers
-         the same of Gelu(x)
+         the same of x
 
-   codes = clip(round(y factor) + zero, 0, 255), with one factor a channel. */
+   codes = clip(round(y factor) + zero, 0, 255), with one factor a channel.
+
+   PRODUCT stands for (codes, zero, weight, sums, scale, bias) of a layer of so many inputs and columns:
+
+         product = (codes - zero) W scale + bias           scale, bias: one a column; sums: of the columns of W
+
+   in exact integers until it is scaled. weight is W of int8, shape (columns / 32, 32 inputs), in the order in which the
+   products read it: block of 32 columns, four inputs, column, input. Two weights of one sign of the inputs 2i and
+   2i + 1 add up to at most 128 in magnitude (quantize/linear.py tells why). */
 
 #include "onnxruntime.h"
 
 #include <stdlib.h>
 #ifdef __x86_64__
 #include <cpuid.h>
+#include <immintrin.h>
+#define OLDEST "avx2,fma"
+#define AVX512 OLDEST ",avx512f,avx512bw,avx512dq,avx512vl"
+#define CPU_IS_TOO_OLD "this CPU has no AVX2: x86-64 needs AVX2 and FMA (Haswell, 2013, or newer)"
+#else
+#include <arm_neon.h>
+#ifdef __linux__
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
+#define OLDEST "dotprod"
+#define CPU_IS_TOO_OLD "this CPU has no dot products: arm64 needs ARMv8.2's (Graviton2, 2019, or newer)"
 #endif
 
 #define INLINE inline __attribute__((always_inline))
@@ -36,10 +57,17 @@ typedef int32_t Ints __attribute__((ext_vector_type(LANES)));
 typedef int8_t SignedBytes __attribute__((ext_vector_type(LANES)));
 typedef uint8_t Bytes __attribute__((ext_vector_type(LANES)));
 
+enum {
+    QUAD = 4,   /* inputs whose products one instruction adds up */
+    BLOCK = 32, /* columns that lie together in the weights, two registers of AVX-512 */
+    PANEL = 48, /* rows that a block of columns is multiplied by before the next one is read */
+    AHEAD = 8192, /* bytes of weights that are fetched early; with fewer rows the CPU does as well by itself */
+};
+
 typedef struct Normalization {
     int64_t size;
     float epsilon, zero;
-    const float *gain, *bias, *factor;
+    const float *gain, *shift, *factor;
 } Normalization;
 
 typedef struct Embed {
@@ -52,9 +80,18 @@ typedef struct Embed {
     uint8_t *codes;
 } Embed;
 
+typedef struct Product {
+    int64_t rows, size, columns;
+    int32_t zero;
+    const uint8_t *codes;
+    const int8_t *weight;
+    const int32_t *sums;
+    const float *scale, *bias;
+} Product;
+
 typedef struct AddNormalize {
-    int64_t rows, outlier_count;
-    const float *a, *b, *outliers, *outlier_weight;
+    int64_t outlier_count;
+    const float *stream, *outliers, *outlier_weight;
     Normalization normalization;
     float *y;
     uint8_t *codes;
@@ -62,8 +99,8 @@ typedef struct AddNormalize {
 
 typedef struct Quantize {
     int64_t rows, size, outlier_count;
-    const float *x, *factor;
     float zero;
+    const float *factor;
     const int64_t *outlier_channels;
     uint8_t *codes;
     float *outliers;
@@ -79,22 +116,31 @@ typedef struct Attention {
 
 typedef struct Arithmetic {
     void (*embed)(const Embed *);
-    void (*add_normalize)(const AddNormalize *);
-    void (*quantize)(const Quantize *);
-    void (*gelu_quantize)(const Quantize *);
+    void (*linear)(const Product *, float *y);
+    void (*linear_add_normalize)(const Product *, const AddNormalize *);
+    void (*linear_gelu_quantize)(const Product *, const Quantize *);
+    void (*quantize)(const Quantize *, const float *x);
     void (*attend)(const Attention *);
 } Arithmetic;
 
-/* The blocks of attention fill the registers: ROWS x COLUMNS sums of scores and AVERAGES x 2 of averages, each of LANES
-   floats, which are one register of AVX-512, two of AVX2 and four of NEON. */
+#include "products.h"
+
+/* The blocks fill the registers: ROWS x COLUMNS sums of scores, AVERAGES x 2 of averages and TALL x WIDE of products,
+   each of LANES numbers, which are one register of AVX-512, two of AVX2 and four of NEON. */
 #define TALLEST 8
 #define WIDEST 2
 #ifdef __x86_64__
 #define ROWS TALLEST
 #define COLUMNS WIDEST
 #define AVERAGES 8
+#define TALL 12
+#define WIDE 2
+#define FUNCTION(name) name##_vnni
+#pragma clang attribute push(__attribute__((target(AVX512 ",avx512vnni"))), apply_to = function)
+#include "arithmetic.h"
+#pragma clang attribute pop
+#undef FUNCTION
 #define FUNCTION(name) name##_avx512
-#define AVX512 "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"
 #pragma clang attribute push(__attribute__((target(AVX512))), apply_to = function)
 #include "arithmetic.h"
 #pragma clang attribute pop
@@ -102,30 +148,38 @@ typedef struct Arithmetic {
 #undef ROWS
 #undef COLUMNS
 #undef AVERAGES
+#undef TALL
+#undef WIDE
+#define FUNCTION(name) name##_avx2
+#else
+#define FUNCTION(name) name##_neon
+#endif
 #define ROWS 4
 #define COLUMNS 1
 #define AVERAGES 2
-#define FUNCTION(name) name##_avx2
-#pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#define TALL 4
+#define WIDE 1
+#pragma clang attribute push(__attribute__((target(OLDEST))), apply_to = function)
 #include "arithmetic.h"
 #pragma clang attribute pop
-#else
-#define ROWS 4
-#define COLUMNS 1
-#define AVERAGES 2
-#define FUNCTION(name) name##_neon
-#include "arithmetic.h"
-#endif
+
+enum { HEADS = 1, ALPHA = 2, EPSILON = 4, MOST_INPUTS = 13 };
 
 typedef struct Definition Definition;
 
-/* What onnxruntime makes of a node. */
+typedef struct Tensor {
+    const void *data;
+    int64_t sizes[2]; /* of one axis the second is 1, of none both */
+} Tensor;
+
+/* What onnxruntime makes of a node. The data of an input that is no constant is NULL. */
 typedef struct Kernel {
     const Definition *definition;
     const Api *api;
     const Arithmetic *arithmetic;
     int64_t heads;
     float alpha, epsilon;
+    Tensor constants[MOST_INPUTS];
 } Kernel;
 
 /* Inputs and outputs of one run of a node. The first error is kept, and all that follows does nothing. */
@@ -133,44 +187,44 @@ typedef struct Run {
     const Kernel *kernel;
     KernelContext *context;
     Status *error;
+    Tensor inputs[MOST_INPUTS];
 } Run;
-
-enum { HEADS = 1, ALPHA = 2, EPSILON = 4 };
 
 struct Definition {
     Operator operator;
     const char *name;
     size_t input_count, output_count;
-    int inputs[8], outputs[2];
+    int inputs[MOST_INPUTS], outputs[2];
     unsigned attributes;
     void (*compute)(Run *);
 };
 
-static const Value *value_of(Run *run, size_t index) {
-    const Value *value = NULL;
-    if (!run->error) run->error = run->kernel->api->KernelContext_GetInput(run->context, index, &value);
-    return value;
-}
-
-static const void *data_of(Run *run, size_t index) {
-    void *data = NULL;
-    Value *value = (Value *)value_of(run, index);
-    if (!run->error) run->error = run->kernel->api->GetTensorMutableData(value, &data);
-    return data;
-}
-
-/* The sizes of an input of one or two axes; of one axis the second is 1. */
-static void shape_of(Run *run, size_t index, int64_t sizes[2]) {
-    const Api *api = run->kernel->api;
-    const Value *value = value_of(run, index);
+static Status *read_tensor(const Api *api, const Value *value, Tensor *tensor) {
     Shape *shape = NULL;
     size_t axes = 0;
-    sizes[0] = sizes[1] = 1;
-    if (!run->error) run->error = api->GetTensorTypeAndShape(value, &shape);
-    if (!run->error) run->error = api->GetDimensionsCount(shape, &axes);
-    if (!run->error && (axes < 1 || axes > 2)) run->error = api->CreateStatus(FAIL, "an input has not one or two axes");
-    if (!run->error) run->error = api->GetDimensions(shape, sizes, axes);
+    void *data = NULL;
+    tensor->sizes[0] = tensor->sizes[1] = 1;
+    Status *error = api->GetTensorTypeAndShape(value, &shape);
+    if (!error) error = api->GetDimensionsCount(shape, &axes);
+    if (!error && axes > 2) error = api->CreateStatus(FAIL, "an input has more than two axes");
+    if (!error) error = api->GetDimensions(shape, tensor->sizes, axes);
+    if (!error) error = api->GetTensorMutableData((Value *)value, &data);
     if (shape) api->ReleaseTensorTypeAndShapeInfo(shape);
+    tensor->data = data;
+    return error;
+}
+
+static void read_inputs(Run *run) {
+    const Kernel *kernel = run->kernel;
+    for (size_t i = 0; !run->error && i < kernel->definition->input_count; i++) {
+        const Value *value = NULL;
+        if (kernel->constants[i].data) {
+            run->inputs[i] = kernel->constants[i];
+            continue;
+        }
+        run->error = kernel->api->KernelContext_GetInput(run->context, i, &value);
+        if (!run->error) run->error = read_tensor(kernel->api, value, &run->inputs[i]);
+    }
 }
 
 static void *output_of(Run *run, size_t index, const int64_t *shape, size_t axes) {
@@ -185,137 +239,154 @@ static void check(Run *run, int holds, const char *otherwise) {
     if (!run->error && !holds) run->error = run->kernel->api->CreateStatus(FAIL, otherwise);
 }
 
-static float zero_of(Run *run, size_t index) {
-    const uint8_t *zero = data_of(run, index);
-    return run->error ? 0 : *zero;
-}
+static uint8_t zero_of(const Tensor *zero) { return *(const uint8_t *)zero->data; }
 
-static Normalization normalization_of(Run *run, size_t gain, int with_codes) {
-    int64_t sizes[2], bias[2], factor[2] = {0};
-    shape_of(run, gain, sizes);
-    shape_of(run, gain + 1, bias);
-    if (with_codes) shape_of(run, gain + 2, factor);
-    check(run, sizes[0] % LANES == 0, "the channels are not a multiple of 16");
-    check(run, bias[0] == sizes[0], "bias and gain differ in channels");
-    check(run, !with_codes || factor[0] == sizes[0], "factor and gain differ in channels");
+/* Of the inputs (gain, shift, factor, zero), or only the first two. */
+static Normalization normalization_of(Run *run, const Tensor *inputs, int with_codes) {
+    const int64_t size = inputs[0].sizes[0];
+    check(run, size % LANES == 0, "the channels are not a multiple of 16");
+    check(run, inputs[1].sizes[0] == size, "shift and gain differ in channels");
+    check(run, !with_codes || inputs[2].sizes[0] == size, "factor and gain differ in channels");
     return (Normalization){
-        .size = sizes[0],
+        .size = size,
         .epsilon = run->kernel->epsilon,
-        .gain = data_of(run, gain),
-        .bias = data_of(run, gain + 1),
-        .factor = with_codes ? data_of(run, gain + 2) : NULL,
-        .zero = with_codes ? zero_of(run, gain + 3) : 0,
+        .gain = inputs[0].data,
+        .shift = inputs[1].data,
+        .factor = with_codes ? inputs[2].data : NULL,
+        .zero = with_codes ? zero_of(&inputs[3]) : 0,
     };
 }
+
+/* Of the inputs (codes, zero, weight, sums, scale, bias). */
+static Product product_of(Run *run) {
+    const Tensor *codes = &run->inputs[0], *weight = &run->inputs[2];
+    const int64_t columns = weight->sizes[0] * BLOCK;
+    check(run, codes->sizes[1] % LANES == 0, "the channels are not a multiple of 16");
+    check(run, weight->sizes[1] == codes->sizes[1] * BLOCK, "codes and weight differ in channels");
+    for (int i = 3; i < 6; i++)
+        check(run, run->inputs[i].sizes[0] == columns, "sums, scale or bias and weight differ in columns");
+    return (Product){
+        .rows = codes->sizes[0],
+        .size = codes->sizes[1],
+        .columns = columns,
+        .zero = zero_of(&run->inputs[1]),
+        .codes = codes->data,
+        .weight = weight->data,
+        .sums = run->inputs[3].data,
+        .scale = run->inputs[4].data,
+        .bias = run->inputs[5].data,
+    };
+}
+
+enum { PRODUCT_INPUTS = 6 };
 
 static void compute_embed(Run *run) {
-    int64_t ids[2], words[2], scales[2], places[2];
-    shape_of(run, 0, ids);
-    shape_of(run, 1, words);
-    shape_of(run, 2, scales);
-    shape_of(run, 3, places);
+    const Tensor *ids = &run->inputs[0], *words = &run->inputs[1], *scales = &run->inputs[2], *places = &run->inputs[3];
     Embed of = {
-        .texts = ids[0],
-        .tokens = ids[1],
-        .ids = data_of(run, 0),
-        .words = data_of(run, 1),
-        .scales = data_of(run, 2),
-        .places = data_of(run, 3),
-        .normalization = normalization_of(run, 4, 1),
+        .texts = ids->sizes[0],
+        .tokens = ids->sizes[1],
+        .ids = ids->data,
+        .words = words->data,
+        .scales = scales->data,
+        .places = places->data,
+        .normalization = normalization_of(run, &run->inputs[4], 1),
     };
-    const int64_t size = of.normalization.size;
-    check(run, words[1] == size && places[1] == size, "tables and gain differ in channels");
-    check(run, scales[0] == words[0], "there is not one scale a word");
-    check(run, of.tokens <= places[0], "a text has more tokens than there are places");
-    for (int64_t i = 0; !run->error && i < of.texts * of.tokens; i++)
-        check(run, of.ids[i] >= 0 && of.ids[i] < words[0], "a token id is not in the vocabulary");
-    of.y = output_of(run, 0, (int64_t[]){of.texts * of.tokens, size}, 2);
-    of.codes = output_of(run, 1, (int64_t[]){of.texts * of.tokens, size}, 2);
+    const int64_t size = of.normalization.size, rows = of.texts * of.tokens;
+    check(run, words->sizes[1] == size && places->sizes[1] == size, "tables and gain differ in channels");
+    check(run, scales->sizes[0] == words->sizes[0], "there is not one scale a word");
+    check(run, of.tokens <= places->sizes[0], "a text has more tokens than there are places");
+    for (int64_t i = 0; !run->error && i < rows; i++)
+        check(run, of.ids[i] >= 0 && of.ids[i] < words->sizes[0], "a token id is not in the vocabulary");
+    of.y = output_of(run, 0, (int64_t[]){rows, size}, 2);
+    of.codes = output_of(run, 1, (int64_t[]){rows, size}, 2);
     if (!run->error) run->kernel->arithmetic->embed(&of);
 }
 
-static void add_normalize(Run *run, int with_codes) {
-    int64_t a[2], b[2], outliers[2], weight[2];
-    shape_of(run, 0, a);
-    shape_of(run, 1, b);
-    shape_of(run, 2, outliers);
-    shape_of(run, 3, weight);
+static void compute_linear(Run *run) {
+    const Product product = product_of(run);
+    float *y = output_of(run, 0, (int64_t[]){product.rows, product.columns}, 2);
+    if (!run->error) run->kernel->arithmetic->linear(&product, y);
+}
+
+static void linear_add_normalize(Run *run, int with_codes) {
+    const Product product = product_of(run);
+    const Tensor *stream = &run->inputs[PRODUCT_INPUTS], *outliers = stream + 1, *weight = stream + 2, *rest = stream + 3;
+    const int64_t rows = product.rows, size = product.columns;
     AddNormalize of = {
-        .rows = a[0],
-        .outlier_count = weight[0],
-        .a = data_of(run, 0),
-        .b = data_of(run, 1),
-        .outliers = data_of(run, 2),
-        .outlier_weight = data_of(run, 3),
-        .normalization = normalization_of(run, 4, with_codes),
+        .outlier_count = weight->sizes[0],
+        .stream = stream->data,
+        .outliers = outliers->data,
+        .outlier_weight = weight->data,
+        .normalization = normalization_of(run, rest, with_codes),
     };
-    const int64_t size = of.normalization.size;
-    check(run, a[1] == size && b[0] == a[0] && b[1] == size && weight[1] == size, "addends and gain differ in shape");
-    check(run, !weight[0] || (outliers[0] == a[0] && outliers[1] == weight[0]), "outliers and their weight differ");
+    check(run, of.normalization.size == size, "product and gain differ in channels");
+    check(run, stream->sizes[0] == rows && stream->sizes[1] == size, "product and stream differ in shape");
+    check(run, weight->sizes[1] == size, "product and outlier weight differ in channels");
+    check(run, !weight->sizes[0] || (outliers->sizes[0] == rows && outliers->sizes[1] == weight->sizes[0]),
+          "outliers and their weight differ");
     if (with_codes) {
-        of.y = output_of(run, 0, (int64_t[]){of.rows, size}, 2);
-        of.codes = output_of(run, 1, (int64_t[]){of.rows, size}, 2);
+        of.y = output_of(run, 0, (int64_t[]){rows, size}, 2);
+        of.codes = output_of(run, 1, (int64_t[]){rows, size}, 2);
     } else {
-        int64_t ids[2];
-        shape_of(run, 6, ids);
-        check(run, ids[0] * ids[1] == of.rows, "token ids and addends differ in number");
+        const int64_t *ids = rest[2].sizes;
+        check(run, ids[0] * ids[1] == rows, "token ids and rows differ in number");
         of.y = output_of(run, 0, (int64_t[]){ids[0], ids[1], size}, 3);
     }
-    if (!run->error) run->kernel->arithmetic->add_normalize(&of);
+    if (!run->error) run->kernel->arithmetic->linear_add_normalize(&product, &of);
 }
 
-static void compute_add_normalize(Run *run) { add_normalize(run, 0); }
+static void compute_linear_add_normalize(Run *run) { linear_add_normalize(run, 0); }
 
-static void compute_add_normalize_quantize(Run *run) { add_normalize(run, 1); }
+static void compute_linear_add_normalize_quantize(Run *run) { linear_add_normalize(run, 1); }
 
-static void quantize(Run *run, int with_gelu) {
-    int64_t x[2], factor[2], outliers[2];
-    shape_of(run, 0, x);
-    shape_of(run, 1, factor);
-    shape_of(run, 3, outliers);
+/* Of the inputs (factor, zero, outlier_channels), with both outputs. */
+static Quantize quantize_of(Run *run, const Tensor *inputs, int64_t rows, int64_t size) {
     Quantize of = {
-        .rows = x[0],
-        .size = x[1],
-        .outlier_count = outliers[0],
-        .x = data_of(run, 0),
-        .factor = data_of(run, 1),
-        .zero = zero_of(run, 2),
-        .outlier_channels = data_of(run, 3),
+        .rows = rows,
+        .size = size,
+        .outlier_count = inputs[2].sizes[0],
+        .factor = inputs[0].data,
+        .zero = zero_of(&inputs[1]),
+        .outlier_channels = inputs[2].data,
     };
-    check(run, of.size % LANES == 0 && factor[0] == of.size, "the channels are not as many as factors, or not 16 n");
+    check(run, size % LANES == 0 && inputs[0].sizes[0] == size, "the channels are not as many as factors, or not 16 n");
     for (int64_t i = 0; !run->error && i < of.outlier_count; i++)
-        check(run, of.outlier_channels[i] >= 0 && of.outlier_channels[i] < of.size, "no such channel");
-    of.codes = output_of(run, 0, (int64_t[]){of.rows, of.size}, 2);
-    of.outliers = output_of(run, 1, (int64_t[]){of.rows, of.outlier_count}, 2);
-    const Arithmetic *arithmetic = run->kernel->arithmetic;
-    if (!run->error) (with_gelu ? arithmetic->gelu_quantize : arithmetic->quantize)(&of);
+        check(run, of.outlier_channels[i] >= 0 && of.outlier_channels[i] < size, "no such channel");
+    of.codes = output_of(run, 0, (int64_t[]){rows, size}, 2);
+    of.outliers = output_of(run, 1, (int64_t[]){rows, of.outlier_count}, 2);
+    return of;
 }
 
-static void compute_quantize(Run *run) { quantize(run, 0); }
+static void compute_linear_gelu_quantize(Run *run) {
+    const Product product = product_of(run);
+    const Quantize of = quantize_of(run, &run->inputs[PRODUCT_INPUTS], product.rows, product.columns);
+    if (!run->error) run->kernel->arithmetic->linear_gelu_quantize(&product, &of);
+}
 
-static void compute_gelu_quantize(Run *run) { quantize(run, 1); }
+static void compute_quantize(Run *run) {
+    const Tensor *x = &run->inputs[0];
+    const Quantize of = quantize_of(run, &run->inputs[1], x->sizes[0], x->sizes[1]);
+    if (!run->error) run->kernel->arithmetic->quantize(&of, x->data);
+}
 
 static void compute_attention_quantize(Run *run) {
-    int64_t qkv[2], ids[2], factor[2];
-    shape_of(run, 0, qkv);
-    shape_of(run, 1, ids);
-    shape_of(run, 2, factor);
+    const int64_t *qkv = run->inputs[0].sizes, *ids = run->inputs[1].sizes, channels = run->inputs[2].sizes[0];
     const int64_t heads = run->kernel->heads, block = WIDEST * LANES;
     Attention of = {
         .texts = ids[0],
         .tokens = ids[1],
         .padded = (ids[1] + block - 1) / block * block,
         .heads = heads,
-        .size = heads > 0 ? factor[0] / heads : 0,
+        .size = heads > 0 ? channels / heads : 0,
         .alpha = run->kernel->alpha,
-        .qkv = data_of(run, 0),
-        .factor = data_of(run, 2),
-        .zero = zero_of(run, 3),
+        .qkv = run->inputs[0].data,
+        .factor = run->inputs[2].data,
+        .zero = zero_of(&run->inputs[3]),
     };
     check(run, of.size > 0 && of.size % LANES == 0, "the channels of a head are not a multiple of 16");
-    check(run, qkv[0] == ids[0] * ids[1] && qkv[1] == 3 * factor[0] && factor[0] == heads * of.size,
+    check(run, qkv[0] == ids[0] * ids[1] && qkv[1] == 3 * channels && channels == heads * of.size,
           "queries, keys and values are not of the shape (tokens, 3 channels)");
-    of.codes = output_of(run, 0, (int64_t[]){qkv[0], factor[0]}, 2);
+    of.codes = output_of(run, 0, (int64_t[]){qkv[0], channels}, 2);
     if (run->error) return;
     of.room = malloc((2 * of.size + TALLEST) * of.padded * sizeof(float));
     check(run, of.room != NULL, "out of memory");
@@ -343,14 +414,18 @@ static int as_usual(const Operator *operator, size_t index) { return 0; } /* req
 static const Arithmetic *arithmetic_of_this_cpu(void) {
 #ifdef __x86_64__
     enum { FMA = 1 << 12, OSXSAVE = 1 << 27, AVX2 = 1 << 5, YMM = 0x6, ZMM = 0xe6 };
+    enum { VNNI = 1 << 11 };
     const unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
     unsigned a, b, c, d, saved, saved_high;
     if (!__get_cpuid(1, &a, &b, &c, &d) || ~c & (FMA | OSXSAVE)) return NULL;
     __asm__("xgetbv" : "=a"(saved), "=d"(saved_high) : "c"(0));
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || ~b & AVX2 || ~saved & YMM) return NULL;
-    return ~b & avx512 || ~saved & ZMM ? &arithmetic_avx2 : &arithmetic_avx512;
+    if (~b & avx512 || ~saved & ZMM) return &arithmetic_avx2;
+    return c & VNNI ? &arithmetic_vnni : &arithmetic_avx512;
+#elif defined __linux__
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? &arithmetic_neon : NULL;
 #else
-    return &arithmetic_neon;
+    return &arithmetic_neon; /* all of Apple's */
 #endif
 }
 
@@ -363,6 +438,12 @@ static Status *create(const Operator *operator, const Api *api, const KernelInfo
     if (attributes & HEADS) error = api->KernelInfoGetAttribute_int64(info, "heads", &kernel->heads);
     if (!error && attributes & ALPHA) error = api->KernelInfoGetAttribute_float(info, "alpha", &kernel->alpha);
     if (!error && attributes & EPSILON) error = api->KernelInfoGetAttribute_float(info, "epsilon", &kernel->epsilon);
+    for (size_t i = 0; !error && i < kernel->definition->input_count; i++) {
+        const Value *value = NULL;
+        int is_constant = 0;
+        error = api->KernelInfoGetConstantInput_tensor(info, i, &is_constant, &value);
+        if (!error && is_constant) error = read_tensor(api, value, &kernel->constants[i]);
+    }
     if (error)
         free(kernel);
     else
@@ -372,7 +453,8 @@ static Status *create(const Operator *operator, const Api *api, const KernelInfo
 
 static Status *compute(void *kernel, KernelContext *context) {
     Run run = {.kernel = kernel, .context = context};
-    run.kernel->definition->compute(&run);
+    read_inputs(&run);
+    if (!run.error) run.kernel->definition->compute(&run);
     return run.error;
 }
 
@@ -384,6 +466,8 @@ static Status *compute(void *kernel, KernelContext *context) {
         .GetInputMemoryType = as_usual, .CreateKernelV2 = create, .KernelComputeV2 = compute,                         \
     }
 
+#define PRODUCT UINT8, UINT8, INT8, INT32, FLOAT, FLOAT
+
 static const Definition definitions[] = {
     {
         OPERATOR, "Embed", 8, 2, {INT64, INT8, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, UINT8}, {FLOAT, UINT8},
@@ -394,20 +478,24 @@ static const Definition definitions[] = {
         HEADS | ALPHA, compute_attention_quantize,
     },
     {
-        OPERATOR, "AddNormalize", 7, 1, {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, INT64}, {FLOAT},
-        EPSILON, compute_add_normalize,
+        OPERATOR, "Linear", 6, 1, {PRODUCT}, {FLOAT},
+        0, compute_linear,
     },
     {
-        OPERATOR, "AddNormalizeQuantize", 8, 2, {FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, UINT8},
-        {FLOAT, UINT8}, EPSILON, compute_add_normalize_quantize,
+        OPERATOR, "LinearAddNormalize", 12, 1, {PRODUCT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, INT64}, {FLOAT},
+        EPSILON, compute_linear_add_normalize,
+    },
+    {
+        OPERATOR, "LinearAddNormalizeQuantize", 13, 2, {PRODUCT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, UINT8},
+        {FLOAT, UINT8}, EPSILON, compute_linear_add_normalize_quantize,
+    },
+    {
+        OPERATOR, "LinearGeluQuantize", 9, 2, {PRODUCT, FLOAT, UINT8, INT64}, {UINT8, FLOAT},
+        0, compute_linear_gelu_quantize,
     },
     {
         OPERATOR, "Quantize", 4, 2, {FLOAT, FLOAT, UINT8, INT64}, {UINT8, FLOAT},
         0, compute_quantize,
-    },
-    {
-        OPERATOR, "GeluQuantize", 4, 2, {FLOAT, FLOAT, UINT8, INT64}, {UINT8, FLOAT},
-        0, compute_gelu_quantize,
     },
 };
 
@@ -416,7 +504,7 @@ EXPORT Status *RegisterCustomOps(SessionOptions *options, const ApiBase *base) {
     static Domain *domain; /* of all sessions, and never released: they may outlive one another */
     const Api *api = base->GetApi(16);
     if (!arithmetic_of_this_cpu())
-        return api->CreateStatus(FAIL, "this CPU has no AVX2: x86-64 needs AVX2 and FMA (Haswell, 2013, or newer)");
+        return api->CreateStatus(FAIL, CPU_IS_TOO_OLD);
     if (!domain) {
         Domain *made = NULL;
         Status *error = api->CreateCustomOpDomain("lambda.embeddings", &made);

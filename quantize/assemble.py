@@ -1,4 +1,4 @@
-"""The quantized encoder as onnxruntime runs it: INT8 products, and between two of them one operator of our own.
+"""The quantized encoder as onnxruntime runs it: operators of our own, each an INT8 product with what follows it.
 
 An INT8 product is exact, but what lies between two of them is float32, and a value near the border of two codes turns
 a last bit that differs into another code; the codes after it then differ in hundreds. onnxruntime's own operators sum
@@ -6,17 +6,14 @@ a row in as many lanes as the CPU's vectors have, so the same text would get vec
 Graviton. The operators of `kernels/` make each number by the same operations in the same order everywhere, and in one
 pass over memory where onnxruntime's take up to ten:
 
-    Embed                                                               tables, LayerNormalization, codes
-    MatMulIntegerToFloat                                                query, key and value
-    AttentionQuantize                                                   attention, codes
-    MatMulIntegerToFloat
-    AddNormalizeQuantize                                                residual, LayerNormalization, codes
-    MatMulIntegerToFloat
-    GeluQuantize                                                        Gelu, codes, channels that stay float32
-    MatMulIntegerToFloat
-    AddNormalizeQuantize, in the last layer AddNormalize                those channels' product, residual, ...
+    Embed                           tables, LayerNormalization, codes
+    Linear                          query, key and value
+    AttentionQuantize               attention, codes
+    LinearAddNormalizeQuantize      attention's output, residual, LayerNormalization, codes
+    LinearGeluQuantize              up, Gelu, codes, channels that stay float32
+    LinearAddNormalizeQuantize      down, those channels' product, residual, LayerNormalization, codes
 
-The products with biases are onnxruntime's; `linear.py` tells why they are the same everywhere.
+The last is LinearAddNormalize in the last layer.
 """
 
 from __future__ import annotations
@@ -38,6 +35,8 @@ DOMAIN = "lambda.embeddings"
 IDS, SEGMENTS = "input_ids", "token_type_ids"
 LANES = 16
 """Channels come in so many, those of a head of attention too."""
+BLOCK, QUAD = 32, 4
+"""Columns and inputs of a linear layer whose weights lie together (kernels/operators.c, "PRODUCT")."""
 
 Array = npt.NDArray[np.float32]
 
@@ -65,8 +64,8 @@ class _Assembly:
     def model(self) -> onnx.ModelProto:
         for part in self._graph.parts:
             if isinstance(part, Group):
-                self._product(part)
-            elif part.op_type == "LayerNormalization":
+                continue  # written with what follows it
+            if part.op_type == "LayerNormalization":
                 self._normalization(part)
             elif part.op_type == "MultiHeadAttention":
                 self._attention(part)
@@ -86,19 +85,24 @@ class _Assembly:
         ]
         return helper.make_model(made, opset_imports=opsets, ir_version=10)
 
-    def _product(self, group: Group) -> None:
+    def _product(self, group: Group) -> list[str]:
+        """The inputs of a product."""
         found = self._quantized[group.name]
-        name = self._writer.constant
-        inputs = [
-            f"{group.input}/codes",
-            name(f"{group.name}/weight", found.weight),
-            name(f"{group.name}/one", np.float32(1)),
-            name(f"{group.name}/product_scale", found.product_scale),
-            f"int8/{group.input}/zero_point",
-            "",
-            name(f"{group.name}/bias", found.bias),
-        ]
-        self._writer.node("MatMulIntegerToFloat", inputs, group.name, whole_name=True, domain=MICROSOFT)
+        inputs, columns = found.weight.shape
+        self._check_channels(f"the input of {group.name}", inputs)
+        self._check_channels(group.name, columns, BLOCK)
+        constants = {
+            "weight": packed(found.weight),
+            "sums": found.weight.sum(axis=0, dtype=np.int32),
+            "product_scale": found.product_scale,
+            "bias": found.bias,
+        }
+        names = [self._writer.constant(f"{group.name}/{name}", value) for name, value in constants.items()]
+        return [f"{group.input}/codes", f"int8/{group.input}/zero_point", *names]
+
+    def _linear_layer(self, group: Group) -> str:
+        """The output of a group that is followed by no operator which has a product in it."""
+        return self._writer.node("Linear", self._product(group), group.name, whole_name=True, domain=DOMAIN)
 
     def _codes(self, tensor: str) -> list[str]:
         """The inputs `factor` and `zero` of what makes the codes of a tensor that a group reads."""
@@ -132,19 +136,19 @@ class _Assembly:
             outliers = self._writer.constant(f"{group.name}/no_outliers", np.zeros((0, 0), np.float32))
             outlier_weight = outlier_weight[:0]
         weight = self._writer.constant(f"{group.name}/outlier_weight", outlier_weight)
-        inputs = [stream, group.name, outliers, weight, *affine]
+        inputs = [*self._product(group), stream, outliers, weight, *affine]
         if output == self._graph.output:
-            self._writer.node_of_outputs("AddNormalize", [*inputs, IDS], [output], DOMAIN, epsilon=epsilon)
+            self._writer.node_of_outputs("LinearAddNormalize", [*inputs, IDS], [output], DOMAIN, epsilon=epsilon)
             return
         inputs += self._codes(output)
         outputs = [output, f"{output}/codes"]
-        self._writer.node_of_outputs("AddNormalizeQuantize", inputs, outputs, DOMAIN, epsilon=epsilon)
+        self._writer.node_of_outputs("LinearAddNormalizeQuantize", inputs, outputs, DOMAIN, epsilon=epsilon)
 
     def _attention(self, node: NodeProto) -> None:
         group, output, heads = self._linear[node.input[0]], node.output[0], heads_of(node)
         size = len(group.bias) // 3 // heads
         self._check_channels(f"a head of {output}", size)
-        inputs = [group.name, IDS, *self._codes(output)]
+        inputs = [self._linear_layer(group), IDS, *self._codes(output)]
         attributes = {"heads": heads, "alpha": 1 / math.sqrt(size)}
         self._writer.node_of_outputs("AttentionQuantize", inputs, [f"{output}/codes"], DOMAIN, **attributes)
 
@@ -153,15 +157,17 @@ class _Assembly:
         if len(node.input) != 1 or node.input[0] not in self._linear:
             raise QuantizationError(f"{output} is made by {node.op_type} of more than one linear layer's output")
         self._check_channels(output, len(group.weight))
-        source, kind = self._linear[node.input[0]].name, "GeluQuantize"
-        if node.op_type != "Gelu":
+        source = self._linear[node.input[0]]
+        if node.op_type == "Gelu":
+            kind, inputs = "LinearGeluQuantize", self._product(source)
+        else:
             kept = NodeProto()
             kept.CopyFrom(node)
-            kept.input[0] = source
+            kept.input[0] = self._linear_layer(source)
             self._writer.nodes.append(kept)
-            source, kind = output, "Quantize"
+            kind, inputs = "Quantize", [output]
         channels = np.flatnonzero(self._quantized[group.name].plan.is_outlier)
-        inputs = [source, *self._codes(output), self._writer.constant(f"{output}/outlier_channels", channels)]
+        inputs += [*self._codes(output), self._writer.constant(f"{output}/outlier_channels", channels)]
         self._outliers[output] = f"{output}/outliers"
         self._writer.node_of_outputs(kind, inputs, [f"{output}/codes", f"{output}/outliers"], DOMAIN)
 
@@ -216,6 +222,13 @@ class _Assembly:
     def _value(self, name: str) -> npt.NDArray[np.generic]:
         return numpy_helper.to_array(self._graph.constants[name])
 
-    def _check_channels(self, name: str, channels: int) -> None:
-        if channels % LANES:
-            raise QuantizationError(f"{name} has {channels} channels: only multiples of {LANES} are supported")
+    def _check_channels(self, name: str, channels: int, multiple: int = LANES) -> None:
+        if channels % multiple:
+            raise QuantizationError(f"{name} has {channels} channels: only multiples of {multiple} are supported")
+
+
+def packed(weight: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
+    """Weights of shape (inputs, columns) in the order that products read, of shape (columns / 32, 32 inputs)."""
+    inputs, columns = weight.shape
+    blocks = weight.reshape(inputs // QUAD, QUAD, columns // BLOCK, BLOCK).transpose(2, 0, 3, 1)
+    return np.ascontiguousarray(blocks).reshape(columns // BLOCK, BLOCK * inputs)

@@ -28,11 +28,6 @@ negative, so such a sum is at most 255 times the weights of one sign, and it is 
     the weights of one sign in a pair add up to at most 128 in magnitude:    255 * 128 = 32640 < 2^15
 
 Large weights seldom meet in a pair, so most columns use nearly all of -127..127: almost a bit more than 63.
-
-Nor may b' be added before the product d r (Z_q - z) W_q is rounded on one CPU and after it on another (`assemble.py`
-tells what that does to a vector). So d r has 4 significant bits, and its product with the integer sum is exact in
-float32's 24 bits as long as the sum is below 2^20; texts were seen to reach 2^18.7. Weights are rounded to the scale
-that this leaves, so the bits cost next to nothing.
 """
 
 from __future__ import annotations
@@ -66,8 +61,6 @@ class Settings:
     damping: float = 0.01
     """Added to the diagonal for GPTQ's inverse, in units of the mean squared input (the paper's 1 %). Rounding comes
     near to rounding to nearest as it grows."""
-    scale_bits: int = 4
-    """Significant bits of the scale of a product, d r: neighbours differ by 6 to 12 %."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +90,7 @@ class QuantizedLinear:
     weight: npt.NDArray[np.int8]
     """W_q, shape (in, out); zero for outlier channels."""
     product_scale: Array
-    """d r, shape (out,), of `scale_bits` bits."""
+    """d r, shape (out,)."""
     outlier_weight: Array
     """W_o, shape (outliers, out), for inputs without smoothing."""
     bias: Array
@@ -113,36 +106,32 @@ def quantize_linear(
     mean: Array,
     outliers: int,
     settings: Settings,
-    before: Array | None = None,
 ) -> QuantizedLinear:
     """Quantize one group of linears.
 
     `inputs` of shape (tokens, in) is what the layer reads in the model quantized so far, `mean` of shape (in,) its
-    mean in the float32 model. `before` of shape (in,), if given, are scales of few bits that the smoothing will divide,
-    and must leave with few bits.
+    mean in the float32 model.
     """
-    plan = plan_input(inputs, weight, outliers, settings, before)
+    plan = plan_input(inputs, weight, outliers, settings)
     scaled, keep = weight * plan.smoothing[:, None], ~plan.is_outlier
     seen = plan.dequantized(inputs)
     centred: Array = ((seen - seen.mean(axis=0)) * keep).astype(np.float32)
     hessian = centred.T @ centred / np.float32(len(centred))
-    codes, scale = round_weights(scaled * keep[:, None], hessian, settings, plan.scale)
+    codes, scale = round_weights(scaled * keep[:, None], hessian, settings)
     effective = np.where(keep[:, None], codes * scale, scaled).astype(np.float32)
     change = seen @ effective - (inputs / plan.smoothing) @ scaled
     output = inputs @ weight
     return QuantizedLinear(
         plan=plan,
         weight=codes,
-        product_scale=few_bits(scale * plan.scale, settings.scale_bits),
+        product_scale=(scale * plan.scale).astype(np.float32),
         outlier_weight=weight[plan.is_outlier],
         bias=bias + mean @ weight - seen.mean(axis=0) @ effective,
         error=float(np.sqrt(change.var(axis=0).sum() / output.var(axis=0).sum())),
     )
 
 
-def plan_input(
-    inputs: Array, weight: Array, outliers: int, settings: Settings, before: Array | None = None
-) -> InputPlan:
+def plan_input(inputs: Array, weight: Array, outliers: int, settings: Settings) -> InputPlan:
     """Steps 1 and 2, with the headroom that gives the least output error."""
     highest, lowest = np.maximum(inputs.max(axis=0), 0), np.minimum(inputs.min(axis=0), 0)
     sample = inputs[:: max(1, len(inputs) // SEARCH_ROWS)]
@@ -150,8 +139,6 @@ def plan_input(
     for headroom in settings.headrooms:
         largest = np.maximum(np.maximum(highest, -headroom * lowest), 1e-5)
         smoothing = _smoothing(largest, weight, settings.strength)
-        if before is not None:
-            smoothing = before / few_bits(before / smoothing, settings.scale_bits)
         is_outlier = np.zeros(len(smoothing), bool)
         is_outlier[np.argsort(-largest * np.linalg.norm(weight, axis=1))[:outliers]] = True
         keep = ~is_outlier
@@ -164,29 +151,15 @@ def plan_input(
     return min(plans, key=lambda found: found[0])[1]
 
 
-def few_bits(values: npt.ArrayLike, bits: int) -> Array:
-    """The nearest float32 values of so many significant bits.
-
-    >>> few_bits([1.01, 1.1, 100], bits=4).tolist()
-    [1.0, 1.125, 104.0]
-    """
-    fraction, exponent = np.frexp(np.asarray(values, np.float64))
-    nearest: Array = np.ldexp(np.rint(fraction * 2**bits) / 2**bits, exponent).astype(np.float32)
-    return nearest
-
-
-def round_weights(
-    weight: Array, hessian: Array, settings: Settings, input_scale: np.float32
-) -> tuple[npt.NDArray[np.int8], Array64]:
+def round_weights(weight: Array, hessian: Array, settings: Settings) -> tuple[npt.NDArray[np.int8], Array64]:
     """Step 3: int8 weights that saturate no CPU's sums, and one scale a column, for inputs with X^T X / n = `hessian`.
 
-    `weight` has shape (in, out), `hessian` (in, in); returns shapes (in, out) and (out,). A column's scale times
-    `input_scale` has few bits.
+    `weight` has shape (in, out), `hessian` (in, in); returns shapes (in, out) and (out,).
     """
     size = len(weight)
     partner = np.arange(size) ^ 1
     partner[partner == size] = size - 1  # the last of an odd number is by itself
-    scale = _column_scales(weight, np.diag(hessian), partner, settings, float(input_scale))
+    scale = _column_scales(weight, np.diag(hessian), partner, settings)
     damped = hessian.astype(np.float64) + np.eye(size) * (settings.damping * np.diag(hessian).mean() + 1e-12)
     order = np.argsort(-np.diag(damped))  # what matters most is rounded while all others can still make good for it
     partner = np.argsort(order)[partner[order]]
@@ -212,9 +185,7 @@ def round_weights(
     return codes[np.argsort(order)].astype(np.int8), scale
 
 
-def _column_scales(
-    weight: Array, importance: Array, partner: npt.NDArray[np.int64], settings: Settings, input_scale: float
-) -> Array64:
+def _column_scales(weight: Array, importance: Array, partner: npt.NDArray[np.int64], settings: Settings) -> Array64:
     """For each column the scale with the least weighted squared error among shares of the one at which it just fits."""
     other = np.where((partner == np.arange(len(partner)))[:, None], 0, weight[partner])
     pair = np.where(weight * other > 0, np.abs(weight + other), 0)
@@ -222,7 +193,7 @@ def _column_scales(
     full = np.maximum(full, 1e-12).astype(np.float64)
     errors, scales = [], []
     for share in SHRINKS:
-        scale = few_bits(full * share * input_scale, settings.scale_bits).astype(np.float64) / input_scale
+        scale = full * share
         scales.append(scale)
         wanted = _shared(weight / scale, other / scale, settings)
         codes = np.clip(np.rint(wanted), -settings.largest, settings.largest)

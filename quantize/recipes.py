@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import DecodeError
 
+from quantize.assemble import DOMAIN
 from quantize.calibration import Calibration
 from quantize.check import Report, report
 from quantize.dynamic import DynamicRecipe
@@ -77,7 +78,8 @@ def _check_model(source: Path) -> None:
     except DecodeError as error:
         raise QuantizationError(f"{source} is not an ONNX model: {error}") from error
     operators = {node.op_type for node in model.graph.node}
-    if operators & {"DynamicQuantizeLinear", "QuantizeLinear", "MatMulIntegerToFloat"}:
+    ours = any(node.domain == DOMAIN for node in model.graph.node)
+    if ours or operators & {"DynamicQuantizeLinear", "QuantizeLinear", "MatMulIntegerToFloat"}:
         raise QuantizationError(f"{source} is quantized already: start from the float32 model")
     if "MatMul" not in operators:
         raise QuantizationError(f"{source} has no MatMul to quantize: is it a transformer's model.onnx?")

@@ -26,7 +26,7 @@ from quantize.calibration import Feeds, activations, feeds_of, outputs, statisti
 from quantize.centring import centrable, centred
 from quantize.errors import QuantizationError
 from quantize.fusion import MICROSOFT, Graph, Group, Piece, fuse
-from quantize.linear import QuantizedLinear, Settings, few_bits, quantize_linear
+from quantize.linear import QuantizedLinear, Settings, quantize_linear
 from quantize.writer import Writer
 
 Array = npt.NDArray[np.float32]
@@ -94,30 +94,28 @@ class StaticRecipe:
             wide, narrow = group.weight.shape
             outliers = self.outliers if wide > narrow else 0
             means = exact[group.input].mean
-            if group.folds_into is None:
-                quantized = quantize_linear(inputs, group.weight, group.bias, means, outliers, self.settings)
-            else:
+            quantized = quantize_linear(inputs, group.weight, group.bias, means, outliers, self.settings)
+            if group.folds_into is not None:
                 source = of_output[group.folds_into]
                 columns = source.columns(group.folds_into)
-                scales = done[source.name].product_scale[columns]
-                quantized = quantize_linear(inputs, group.weight, group.bias, means, outliers, self.settings, scales)
-                done[source.name] = self._divide_output(done[source.name], columns, quantized.plan.smoothing)
+                done[source.name] = _divide_output(done[source.name], columns, quantized.plan.smoothing)
                 pieces[source.name] = write_group(source, done[source.name])
             done[group.name] = quantized
             pieces[group.name] = write_group(group, quantized)
         advance(len(groups), len(groups))
         return assemble(graph, done), {name: quantized.error for name, quantized in done.items()}
 
-    def _divide_output(self, quantized: QuantizedLinear, columns: slice, smoothing: Array) -> QuantizedLinear:
-        """Divide some columns of the output by `smoothing`, which leaves their scales with few bits."""
-        factors = np.ones_like(quantized.bias)
-        factors[columns] = 1 / smoothing
-        return replace(
-            quantized,
-            product_scale=few_bits(quantized.product_scale * factors, self.settings.scale_bits),
-            outlier_weight=quantized.outlier_weight * factors,
-            bias=quantized.bias * factors,
-        )
+
+def _divide_output(quantized: QuantizedLinear, columns: slice, smoothing: Array) -> QuantizedLinear:
+    """Divide some columns of the output by `smoothing`."""
+    factors = np.ones_like(quantized.bias)
+    factors[columns] = 1 / smoothing
+    return replace(
+        quantized,
+        product_scale=quantized.product_scale * factors,
+        outlier_weight=quantized.outlier_weight * factors,
+        bias=quantized.bias * factors,
+    )
 
 
 def write_group(group: Group, quantized: QuantizedLinear) -> Piece:

@@ -19,7 +19,7 @@ ALLOWED = {
     "loader": {"handler"},
     "export": {"kernels", "quantize", "handler", "loader"},
     "local": set(),
-    "benchmarks": {"handler", "export", "quantize"},
+    "benchmarks": {"handler", "export", "quantize", "kernels"},
 }
 DEPLOYED = {"numpy", "onnxruntime", "orjson", "tokenizers"}
 

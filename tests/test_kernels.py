@@ -6,14 +6,14 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
-from onnx import helper
+from onnx import helper, numpy_helper
 
 import kernels
 import kernels.__main__ as compiler
@@ -24,7 +24,7 @@ from handler.embedder import Embedder
 from kernels import LIBRARY, VERSION
 from kernels.__main__ import CompileError, compile_operators
 from quantize import QuantizationError
-from quantize.assemble import DOMAIN
+from quantize.assemble import DOMAIN, packed
 from quantize.calibration import open_session
 
 Arrays = Mapping[str, np.ndarray]
@@ -34,22 +34,25 @@ HALF_A_CODE = 0.5 + 2e-3
 EPSILON = 1e-12
 
 
-def run(kind: str, inputs: Arrays, outputs: list[str], **attributes: float) -> list[np.ndarray]:
-    """The outputs of one operator."""
+def run(
+    kind: str, inputs: Arrays, outputs: list[str], constants: Sequence[str] = (), **attributes: float
+) -> list[np.ndarray]:
+    """The outputs of one operator. `constants` are inputs that the model holds, as the weights of a real one are."""
+    given = {name: value for name, value in inputs.items() if name not in constants}
     values = [
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), None)
-        for name, value in inputs.items()
+        for name, value in given.items()
     ]
     node = helper.make_node(kind, list(inputs), outputs, domain=DOMAIN, **attributes)
-    graph = helper.make_graph(
-        [node], "operator", values, [helper.make_empty_tensor_value_info(name) for name in outputs]
-    )
+    results = [helper.make_empty_tensor_value_info(name) for name in outputs]
+    held = [numpy_helper.from_array(inputs[name], name) for name in constants]
+    graph = helper.make_graph([node], "operator", values, results, held)
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.register_custom_ops_library(LIBRARY)
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(None, dict(inputs))
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(None, given)
 
 
 def assert_codes(found: np.ndarray, exact: np.ndarray, inputs: Arrays) -> None:
@@ -67,13 +70,13 @@ def coding(size: int) -> dict[str, np.ndarray]:
 
 
 def affine(size: int) -> dict[str, np.ndarray]:
-    return {"gain": np.linspace(0.5, 2, size, dtype=np.float32), "bias": np.linspace(-1, 1, size, dtype=np.float32)}
+    return {"gain": np.linspace(0.5, 2, size, dtype=np.float32), "shift": np.linspace(-1, 1, size, dtype=np.float32)}
 
 
 def normalized(x: np.ndarray, inputs: Arrays) -> np.ndarray:
     centred = x - x.mean(axis=-1, keepdims=True)
     unit = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + EPSILON)
-    return unit * inputs["gain"].astype(float) + inputs["bias"]
+    return unit * inputs["gain"].astype(float) + inputs["shift"]
 
 
 def embed_inputs(texts: int, tokens: int, size: int) -> dict[str, np.ndarray]:
@@ -99,43 +102,102 @@ def test_embed(texts: int, tokens: int, size: int) -> None:
     assert_codes(codes, exact, inputs)
 
 
-def add_inputs(rows: int, size: int, outliers: int) -> dict[str, np.ndarray]:
-    return {
-        "a": normal(size, rows),
-        "b": normal(size, rows)[::-1].copy(),
-        "outliers": normal(outliers, rows) if outliers else np.zeros((0, 0), np.float32),
-        "outlier_weight": normal(size, outliers),
-        **affine(size),
+def product_inputs(rows: int, size: int, columns: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Inputs of a product, and what comes out, float64 of shape (rows, columns)."""
+    random = np.random.default_rng([rows, size, columns])
+    weight = random.integers(-64, 65, (size, columns), np.int8)
+    inputs = {
+        "input": random.integers(0, 256, (rows, size), np.uint8),
+        "input_zero": np.array(113, np.uint8),
+        "weight": packed(weight),
+        "sums": weight.sum(axis=0, dtype=np.int32),
+        "scale": random.uniform(0.5, 1.5, columns).astype(np.float32) / np.float32(4000 * math.sqrt(size)),
+        "bias": normal(columns),
     }
+    exact = (inputs["input"].astype(int) - 113) @ weight.astype(int) * inputs["scale"].astype(float) + inputs["bias"]
+    return inputs, exact
 
 
-@pytest.mark.parametrize(("rows", "size", "outliers"), [(1, 16, 0), (10, 384, 4), (3, 1024, 1)])
-def test_add_and_normalize(rows: int, size: int, outliers: int) -> None:
-    inputs = add_inputs(rows, size, outliers)
-    x = inputs["a"].astype(float) + inputs["b"]
+ROWS = [*range(1, 28), 47, 48, 49, 60, 61, 97]
+"""Each number of rows that is multiplied at once, and what is left of panels."""
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "columns"), [(rows, 48, 96) for rows in ROWS] + [(5, 16, 32), (30, 384, 1152), (13, 1536, 384)]
+)
+def test_linear(rows: int, size: int, columns: int) -> None:
+    inputs, exact = product_inputs(rows, size, columns)
+    (y,) = run("Linear", inputs, ["y"])
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, exact, rtol=1e-6, atol=1e-6)
+
+
+def test_constants_are_read_once_and_give_the_same() -> None:
+    inputs, _ = product_inputs(5, 48, 96)
+    (y,) = run("Linear", inputs, ["y"])
+    (again,) = run("Linear", inputs, ["y"], constants=("input_zero", "weight", "sums", "scale", "bias"))
+    np.testing.assert_array_equal(again, y)
+
+
+def add_inputs(rows: int, size: int, columns: int, outliers: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    inputs, product = product_inputs(rows, size, columns)
+    inputs |= {
+        "stream": normal(columns, rows),
+        "outliers": normal(outliers, rows) if outliers else np.zeros((0, 0), np.float32),
+        "outlier_weight": normal(columns, outliers),
+        **affine(columns),
+    }
+    x = product + inputs["stream"]
     if outliers:
         x += inputs["outliers"].astype(float) @ inputs["outlier_weight"]
-    exact = normalized(x, inputs)
-    with_codes = inputs | coding(size)
-    y, codes = run("AddNormalizeQuantize", with_codes, ["y", "codes"], epsilon=EPSILON)
+    return inputs, normalized(x, inputs)
+
+
+@pytest.mark.parametrize(
+    ("rows", "size", "columns", "outliers"), [(1, 16, 32, 0), (60, 48, 384, 4), (3, 64, 1024, 1), (97, 16, 32, 2)]
+)
+def test_linear_add_normalize(rows: int, size: int, columns: int, outliers: int) -> None:
+    inputs, exact = add_inputs(rows, size, columns, outliers)
+    with_codes = inputs | coding(columns)
+    y, codes = run("LinearAddNormalizeQuantize", with_codes, ["y", "codes"], epsilon=EPSILON)
     np.testing.assert_allclose(y, exact, atol=1e-5)
     assert_codes(codes, exact, with_codes)
-    (last,) = run("AddNormalize", inputs | {"ids": np.zeros((1, rows), np.int64)}, ["y"], epsilon=EPSILON)
+    (last,) = run("LinearAddNormalize", inputs | {"ids": np.zeros((1, rows), np.int64)}, ["y"], epsilon=EPSILON)
     np.testing.assert_array_equal(last, y[None])
 
 
-@pytest.mark.parametrize("kind", ["Quantize", "GeluQuantize"])
+def gelu(x: np.ndarray) -> np.ndarray:
+    return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
+
+
+@pytest.mark.parametrize("channels", [[], [3, 31, 95, 0, 32]])
+@pytest.mark.parametrize("rows", [1, 60])
+def test_linear_gelu_quantize(rows: int, channels: list[int]) -> None:
+    inputs, product = product_inputs(rows, 48, 96)
+    inputs |= {**coding(96), "outlier_channels": np.array(channels, np.int64)}
+    codes, outliers = run("LinearGeluQuantize", inputs, ["codes", "outliers"])
+    assert_codes(codes, gelu(product), inputs)
+    np.testing.assert_allclose(outliers, gelu(product)[:, channels], atol=2e-6)
+
+
+def test_gelu_of_all_that_matters() -> None:
+    """A product of no inputs' codes leaves the bias, here from -12 to 12."""
+    x = np.linspace(-12, 12, 6400, dtype=np.float32)
+    inputs, _ = product_inputs(1, 16, len(x))
+    inputs |= {"input": np.full((1, 16), 113, np.uint8), "bias": x, **coding(len(x))}
+    inputs["outlier_channels"] = np.arange(len(x))
+    codes, outliers = run("LinearGeluQuantize", inputs, ["codes", "outliers"])
+    assert_codes(codes[0], gelu(x.astype(float)), inputs)
+    np.testing.assert_allclose(outliers[0], gelu(x.astype(float)), atol=2e-6)
+
+
 @pytest.mark.parametrize("channels", [[], [3, 31, 0]])
-def test_activation_and_codes(kind: str, channels: list[int]) -> None:
-    size = 64
-    x = np.concatenate([normal(size, 100) * 3, np.linspace(-12, 12, 100 * size, dtype=np.float32).reshape(-1, size)])
-    inputs = {"x": x, **coding(size), "outlier_channels": np.array(channels, np.int64)}
-    codes, outliers = run(kind, inputs, ["codes", "outliers"])
-    exact = x.astype(float)
-    if kind == "GeluQuantize":
-        exact *= (1 + np.vectorize(math.erf)(exact / math.sqrt(2))) / 2
-    assert_codes(codes, exact, inputs)
-    np.testing.assert_allclose(outliers, exact[:, channels], atol=2e-6)
+def test_quantize(channels: list[int]) -> None:
+    x = normal(64, 100) * 3
+    inputs = {"x": x, **coding(64), "outlier_channels": np.array(channels, np.int64)}
+    codes, outliers = run("Quantize", inputs, ["codes", "outliers"])
+    assert_codes(codes, x.astype(float), inputs)
+    np.testing.assert_array_equal(outliers, x[:, channels])
 
 
 def test_codes_are_rounded_half_to_even_and_never_wrap() -> None:
@@ -205,34 +267,66 @@ BAD_INPUTS: list[tuple[str, Callable[[], dict[str, np.ndarray]], dict[str, np.nd
     ("Embed", lambda: embed_inputs(1, 21, 16), {}, {}, "a text has more tokens than there are places"),
     ("Embed", lambda: embed_inputs(1, 2, 16), {"places": normal(32, 20)}, {}, "tables and gain differ in channels"),
     ("Embed", lambda: embed_inputs(1, 2, 24), {}, {}, "the channels are not a multiple of 16"),
-    ("Embed", lambda: embed_inputs(1, 2, 16), {"ids": np.zeros((1, 1, 1), np.int64)}, {}, "not one or two axes"),
+    ("Embed", lambda: embed_inputs(1, 2, 16), {"ids": np.zeros((1, 1, 1), np.int64)}, {}, "more than two axes"),
     ("Embed", lambda: embed_inputs(1, 2, 16), coding(32), {}, "factor and gain differ in channels"),
-    ("Embed", lambda: embed_inputs(1, 2, 16), {"bias": normal(32)}, {}, "bias and gain differ in channels"),
+    ("Embed", lambda: embed_inputs(1, 2, 16), {"shift": normal(32)}, {}, "shift and gain differ in channels"),
     ("Embed", lambda: embed_inputs(1, 2, 16), {"scales": normal(49)}, {}, "there is not one scale a word"),
+    ("Linear", lambda: product_inputs(3, 24, 32)[0], {}, {}, "the channels are not a multiple of 16"),
     (
-        "AddNormalizeQuantize",
-        lambda: add_inputs(3, 16, 0) | coding(16),
-        {"b": normal(16, 2)},
+        "Linear",
+        lambda: product_inputs(3, 16, 32)[0],
+        {"weight": packed(np.zeros((32, 32), np.int8))},
         {},
-        "addends and gain differ in shape",
+        "codes and we",
+    ),
+    *(
+        (
+            "Linear",
+            lambda: product_inputs(3, 16, 32)[0],
+            {name: np.zeros(64, kind)},
+            {},
+            "sums, scale or bias and weight differ in columns",
+        )
+        for name, kind in (("sums", np.int32), ("scale", np.float32), ("bias", np.float32))
     ),
     (
-        "AddNormalizeQuantize",
-        lambda: add_inputs(3, 16, 2) | coding(16),
+        "LinearAddNormalizeQuantize",
+        lambda: add_inputs(3, 16, 32, 0)[0] | coding(32),
+        {"stream": normal(32, 2)},
+        {},
+        "product and stream differ in shape",
+    ),
+    (
+        "LinearAddNormalizeQuantize",
+        lambda: add_inputs(3, 16, 32, 0)[0] | coding(64),
+        affine(64),
+        {},
+        "product and gain differ in channels",
+    ),
+    (
+        "LinearAddNormalizeQuantize",
+        lambda: add_inputs(3, 16, 32, 2)[0] | coding(32),
         {"outliers": normal(1, 3)},
         {},
         "outliers and their weight differ",
     ),
     (
-        "AddNormalize",
-        lambda: add_inputs(3, 16, 0) | {"ids": np.zeros((1, 2), np.int64)},
+        "LinearAddNormalizeQuantize",
+        lambda: add_inputs(3, 16, 32, 2)[0] | coding(32),
+        {"outlier_weight": normal(16, 2)},
         {},
-        {},
-        "token ids and addends differ in number",
+        "product and outlier weight differ",
     ),
     (
-        "GeluQuantize",
-        lambda: {"x": normal(16, 2), **coding(16), "outlier_channels": np.array([16])},
+        "LinearAddNormalize",
+        lambda: add_inputs(3, 16, 32, 0)[0] | {"ids": np.zeros((1, 2), np.int64)},
+        {},
+        {},
+        "token ids and rows differ in number",
+    ),
+    (
+        "LinearGeluQuantize",
+        lambda: product_inputs(2, 16, 32)[0] | {**coding(32), "outlier_channels": np.array([32])},
         {},
         {},
         "no such channel",
@@ -254,7 +348,7 @@ BAD_INPUTS: list[tuple[str, Callable[[], dict[str, np.ndarray]], dict[str, np.nd
         "queries, keys and values are not of the shape",
     ),
 ]
-OUTPUTS = {"AddNormalize": ["y"], "AttentionQuantize": ["codes"]}
+OUTPUTS = {"Linear": ["y"], "LinearAddNormalize": ["y"], "AttentionQuantize": ["codes"]}
 
 
 @pytest.mark.parametrize(("kind", "inputs", "change", "attributes", "message"), BAD_INPUTS)
@@ -299,6 +393,31 @@ def test_a_library_that_cannot_be_loaded_is_named(
     with pytest.raises(QuantizationError, match=message):
         open_session(Path(open_artifact(model_folder).model("int8")))
     assert Embedder.load(model_folder, "fp32").embed(["float32 needs no operators"]).tokens == [7]
+
+
+CHOICE = "c & VNNI ? &arithmetic_vnni : &arithmetic_avx512"
+
+
+@pytest.mark.parametrize("instructions", ["avx512", "avx2"])
+def test_older_instructions_of_x86_give_the_same(
+    instructions: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What emulators do not know, AVX-512 without VNNI, and AVX2 as it runs without them."""
+    if "avx512_vnni" not in Path("/proc/cpuinfo").read_text("utf-8"):
+        pytest.skip("this CPU has no AVX-512 VNNI")
+    texts = ["a", "Older instructions give the same.", "word " * 60]
+    wanted = Embedder.load(model_folder).embed(texts).vectors
+    source = compiler.SOURCE.read_text("utf-8")
+    assert source.count(CHOICE) == 1
+    for header in compiler.SOURCE.parent.glob("*.h"):
+        shutil.copy(header, tmp_path)
+    (tmp_path / "operators.c").write_text(source.replace(CHOICE, f"&arithmetic_{instructions}"), "utf-8")
+    monkeypatch.setattr(compiler, "SOURCE", tmp_path / "operators.c")
+    monkeypatch.setattr(compiler, "library", lambda system, machine: str(tmp_path / "operators.so"))
+    # The choice that is not made any more leaves functions unused.
+    monkeypatch.setattr(compiler, "WARNINGS", ())
+    monkeypatch.setattr(kernels, "LIBRARY", str(compile_operators("linux", "x86_64")))
+    np.testing.assert_array_equal(Embedder.load(model_folder).embed(texts).vectors, wanted)
 
 
 def test_a_cpu_without_avx2_is_named(model_folder: Path) -> None:

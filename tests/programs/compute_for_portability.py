@@ -16,11 +16,15 @@ from handler.embedder import Embedder  # before onnxruntime, whose telemetry it 
 
 import onnxruntime  # isort: skip
 
+from kernels import register
+
 model_folder, workdir, output = map(Path, sys.argv[1:])
 texts = json.loads((workdir / "texts.json").read_text("utf-8"))
 results = {"machine": np.array(platform.machine()), "vectors": Embedder.load(model_folder).embed(texts).vectors}
+options = onnxruntime.SessionOptions()
+register(options)
 for path in (workdir / "products").glob("*.onnx"):
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     with np.load(path.with_suffix(".npz")) as activations:
         for name, codes in activations.items():
             results[f"{path.stem}/{name}"] = session.run(None, {"activations": codes})[0]
