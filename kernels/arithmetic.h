@@ -2,7 +2,7 @@
 
    The same bits on every CPU: each number is made by the same operations of IEEE 754 in the same order, whatever the
    width of the registers. So all sums over lanes have LANES lanes and are folded in one way, a product and a sum are
-   either one fused operation (`fma`) or, under -ffp-contract=off, never fused, and exp and erf are of our own. */
+   either one fused operation (`fma`) or, under -ffp-contract=off, never fused, and powers and erf are of our own. */
 
 static INLINE Floats FUNCTION(load)(const float *from) {
     Floats found;
@@ -33,22 +33,18 @@ static INLINE float FUNCTION(highest)(Floats v) {
     return v[0] > v[1] ? v[0] : v[1];
 }
 
-/* exp of numbers that are not positive; 0 below -87. Cody and Waite's reduction, then a polynomial: Cephes, expf. */
-static INLINE Floats FUNCTION(exp)(Floats x) {
-    Floats low = FUNCTION(all)(-87.0f);
-    Floats clipped = FUNCTION(larger)(x, low);
-    Floats n = __builtin_elementwise_roundeven(clipped * 1.44269504088896341f);
-    Floats r = FUNCTION(fma)(n, FUNCTION(all)(-0.693359375f), clipped);
-    r = FUNCTION(fma)(n, FUNCTION(all)(2.12194440e-4f), r);
-    Floats p = FUNCTION(all)(1.9875691500e-4f);
-    p = FUNCTION(fma)(p, r, FUNCTION(all)(1.3981999507e-3f));
-    p = FUNCTION(fma)(p, r, FUNCTION(all)(8.3334519073e-3f));
-    p = FUNCTION(fma)(p, r, FUNCTION(all)(4.1665795894e-2f));
-    p = FUNCTION(fma)(p, r, FUNCTION(all)(1.6666665459e-1f));
-    p = FUNCTION(fma)(p, r, FUNCTION(all)(5.0000001201e-1f));
-    p = FUNCTION(fma)(p, r * r, r + 1.0f);
-    Ints bits = (Ints)p + (__builtin_convertvector(n, Ints) << 23);
-    return (Floats)(bits & (x >= low));
+/* 2^x of numbers that are not positive, at least 2^-126: 2^n 2^r of n = round(x), a minimax polynomial off by at most
+   8e-8. Added to ROUND, x loses all but n, which stays in the lowest bits. */
+static INLINE Floats FUNCTION(exp2)(Floats x) {
+    const Floats clipped = FUNCTION(larger)(x, FUNCTION(all)(-126.0f));
+    const Floats n = clipped + ROUND, r = clipped - (n - ROUND);
+    Floats p = FUNCTION(all)(1.3276471e-3f);
+    p = FUNCTION(fma)(p, r, FUNCTION(all)(9.6755409e-3f));
+    p = FUNCTION(fma)(p, r, FUNCTION(all)(5.5507131e-2f));
+    p = FUNCTION(fma)(p, r, FUNCTION(all)(2.4022120e-1f));
+    p = FUNCTION(fma)(p, r, FUNCTION(all)(6.9314694e-1f));
+    p = FUNCTION(fma)(p, r, FUNCTION(all)(1.0000001f));
+    return (Floats)((Ints)p + ((Ints)n << 23));
 }
 
 /* max(x, 0) - |x| (1 - erf(|x| / sqrt 2)) / 2, with erf by Abramowitz and Stegun's 7.1.28: off by at most 3e-7. */
@@ -68,12 +64,12 @@ static INLINE Floats FUNCTION(gelu)(Floats x) {
     return FUNCTION(larger)(x, FUNCTION(all)(0.0f)) - size * 0.5f / p;
 }
 
-/* round(x factor) + zero, half to even, within 0..255. */
-static INLINE void FUNCTION(quantize)(uint8_t *to, Floats x, Floats factor, Floats zero) {
-    Floats code = __builtin_elementwise_roundeven(x * factor) + zero;
-    code = FUNCTION(larger)(code, FUNCTION(all)(0.0f));
-    code = code < FUNCTION(all)(255.0f) ? code : FUNCTION(all)(255.0f);
-    Bytes bytes = __builtin_convertvector(__builtin_convertvector(code, Ints), Bytes);
+/* round(x factor) + zero, half to even, within 0..255: of a sum with ROUND the lowest byte is the rounded number's. */
+static INLINE void FUNCTION(quantize)(uint8_t *to, Floats x, Floats factor, float zero) {
+    Floats code = FUNCTION(fma)(x, factor, FUNCTION(all)(ROUND));
+    code = FUNCTION(larger)(code, FUNCTION(all)(ROUND - zero));
+    code = code < FUNCTION(all)(ROUND + 255 - zero) ? code : FUNCTION(all)(ROUND + 255 - zero);
+    Bytes bytes = __builtin_convertvector((Ints)code + (int32_t)zero, Bytes);
     __builtin_memcpy(to, &bytes, sizeof bytes);
 }
 
@@ -86,12 +82,11 @@ static INLINE void FUNCTION(normalize)(const Normalization *of, float *y, Floats
         squares = FUNCTION(fma)(centred, centred, squares);
     }
     Floats scale = FUNCTION(all)(1.0f / __builtin_sqrtf(FUNCTION(sum)(squares) / (float)size + of->epsilon));
-    Floats zero = FUNCTION(all)(of->zero);
     for (int64_t i = 0; i < size; i += LANES) {
         Floats normal = (FUNCTION(load)(y + i) - mean) * scale;
         Floats shifted = FUNCTION(fma)(normal, FUNCTION(load)(of->gain + i), FUNCTION(load)(of->shift + i));
         FUNCTION(store)(y + i, shifted);
-        if (codes) FUNCTION(quantize)(codes + i, shifted, FUNCTION(load)(of->factor + i), zero);
+        if (codes) FUNCTION(quantize)(codes + i, shifted, FUNCTION(load)(of->factor + i), of->zero);
     }
 }
 
@@ -158,8 +153,8 @@ static INLINE void FUNCTION(block)(const int rows, const Product *of, const uint
 }
 
 /* BLOCK columns from `column` on of the rows from `first` on, into y, whose rows are `step` apart. */
-static void FUNCTION(columns)(const Product *of, const int64_t first, const int64_t rows, const int64_t column, float *y,
-                              const int64_t step) {
+static void FUNCTION(columns)(const Product *of, const int64_t first, const int64_t rows, const int64_t column,
+                              float *y, const int64_t step) {
     const int64_t blocks = (rows + TALL - 1) / TALL;
     for (int64_t c = 0; c < BLOCK; c += WIDE * LANES)
         for (int64_t block = 0; block < blocks; block++) {
@@ -221,11 +216,11 @@ static void FUNCTION(linear_add_normalize)(const Product *product, const AddNorm
 static INLINE void FUNCTION(quantize_part)(const int with_gelu, const Quantize *of, const float *x, const int64_t step,
                                            const int64_t first, const int64_t rows, const int64_t column,
                                            const int64_t columns) {
-    const Floats zero = FUNCTION(all)(of->zero);
     for (int64_t row = first; row < first + rows; row++, x += step) {
         for (int64_t i = 0; i < columns; i += LANES) {
             const Floats y = with_gelu ? FUNCTION(gelu)(FUNCTION(load)(x + i)) : FUNCTION(load)(x + i);
-            FUNCTION(quantize)(of->codes + row * of->size + column + i, y, FUNCTION(load)(of->factor + column + i), zero);
+            FUNCTION(quantize)(of->codes + row * of->size + column + i, y, FUNCTION(load)(of->factor + column + i),
+                               of->zero);
         }
         for (int64_t j = 0; j < of->outlier_count; j++) {
             const int64_t channel = of->outlier_channels[j] - column;
@@ -271,15 +266,15 @@ static INLINE void FUNCTION(score)(const int queries, const int64_t size, const 
     }
 }
 
-/* Scores to exp(alpha (score - highest)); returns their sum. */
+/* Scores to 2^(alpha (score - highest)); returns their sum. */
 static INLINE float FUNCTION(weigh)(float *scores, const int64_t tokens, const int64_t padded, const float alpha) {
     for (int64_t key = tokens; key < padded; key++) scores[key] = -__builtin_inff();
     Floats highest = FUNCTION(load)(scores), total = {};
     for (int64_t key = LANES; key < padded; key += LANES)
         highest = FUNCTION(larger)(highest, FUNCTION(load)(scores + key));
-    const Floats top = FUNCTION(all)(FUNCTION(highest)(highest));
+    const Floats factor = FUNCTION(all)(alpha), top = FUNCTION(all)(-FUNCTION(highest)(highest) * alpha);
     for (int64_t key = 0; key < padded; key += LANES) {
-        const Floats weights = FUNCTION(exp)((FUNCTION(load)(scores + key) - top) * alpha);
+        const Floats weights = FUNCTION(exp2)(FUNCTION(fma)(FUNCTION(load)(scores + key), factor, top));
         total += weights;
         FUNCTION(store)(scores + key, weights);
     }
@@ -300,12 +295,11 @@ static INLINE void FUNCTION(average)(const int queries, const int width, const A
                 y[q][i] = FUNCTION(fma)(weight, FUNCTION(load)(values + key * size + i * LANES), y[q][i]);
         }
     }
-    const Floats zero = FUNCTION(all)(of->zero);
     UNROLL
     for (int q = 0; q < queries; q++)
         for (int i = 0; i < width; i++)
             FUNCTION(quantize)(codes + q * of->heads * size + i * LANES, y[q][i] * (1 / totals[q]),
-                               FUNCTION(load)(factor + i * LANES), zero);
+                               FUNCTION(load)(factor + i * LANES), of->zero);
 }
 
 /* So many queries of a head. */
@@ -327,16 +321,41 @@ static INLINE void FUNCTION(queries)(const int queries, const Attention *of, con
     }
 }
 
+/* LANES x LANES numbers, of which only so many rows are there and others count as 0, into columns. Each of four rounds
+   interleaves the first half of the rows with the second. */
+static INLINE void FUNCTION(transpose)(const float *from, const int64_t from_step, const int64_t rows, float *to,
+                                       const int64_t to_step) {
+    Floats m[LANES], next[LANES];
+    UNROLL
+    for (int i = 0; i < LANES; i++) m[i] = i < rows ? FUNCTION(load)(from + i * from_step) : FUNCTION(all)(0);
+    UNROLL
+    for (int round = 0; round < 4; round++) {
+        UNROLL
+        for (int i = 0; i < LANES / 2; i++) {
+            const Floats a = m[i], b = m[i + LANES / 2];
+            next[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            next[2 * i + 1] =
+                __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+        }
+        UNROLL
+        for (int i = 0; i < LANES; i++) m[i] = next[i];
+    }
+    UNROLL
+    for (int i = 0; i < LANES; i++) FUNCTION(store)(to + i * to_step, m[i]);
+}
+
 /* A head of one text. Keys, values and scores have room in `of`. */
 static INLINE void FUNCTION(head)(const Attention *of, const int64_t size, const float *qkv, const float *factor,
                                   uint8_t *codes) {
     const int64_t tokens = of->tokens, channels = of->heads * size, stride = 3 * channels, padded = of->padded;
     float *keys = of->room, *values = keys + size * padded, *scores = values + size * padded;
-    for (int64_t token = 0; token < tokens; token++) {
-        const float *key = qkv + token * stride + channels, *value = key + channels;
-        for (int64_t d = 0; d < size; d++) keys[d * padded + token] = key[d];
-        for (int64_t d = 0; d < size; d += LANES) FUNCTION(store)(values + token * size + d, FUNCTION(load)(value + d));
-    }
+    for (int64_t token = 0; token < tokens; token++)
+        for (int64_t d = 0; d < size; d += LANES)
+            FUNCTION(store)(values + token * size + d, FUNCTION(load)(qkv + token * stride + 2 * channels + d));
+    for (int64_t token = 0; token < padded; token += LANES)
+        for (int64_t d = 0; d < size; d += LANES)
+            FUNCTION(transpose)(qkv + token * stride + channels + d, stride, tokens - token, keys + d * padded + token,
+                                padded);
     for (int64_t q = 0; q < tokens;) {
         if (tokens < ROWS) {
             FUNCTION(queries)(1, of, size, qkv + q * stride, keys, values, scores, factor, codes + q * channels);
@@ -351,7 +370,6 @@ static INLINE void FUNCTION(head)(const Attention *of, const int64_t size, const
 
 static void FUNCTION(attend)(const Attention *of) {
     const int64_t size = of->size, channels = of->heads * size;
-    for (int64_t i = 0; i < size * of->padded; i++) of->room[i] = 0;
     for (int64_t text = 0; text < of->texts; text++)
         for (int64_t head = 0; head < of->heads; head++) {
             const float *qkv = of->qkv + text * of->tokens * 3 * channels + head * size;

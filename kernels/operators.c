@@ -49,6 +49,9 @@
 #define UNROLL _Pragma("clang loop unroll(full)")
 #define EXPORT __attribute__((visibility("default")))
 
+/* 1.5 * 2^23: between 2^23 and 2^24 float32 has integers alone. */
+#define ROUND 12582912.0f
+
 enum { LANES = 16 };
 typedef float Floats __attribute__((ext_vector_type(LANES)));
 typedef float Half __attribute__((ext_vector_type(LANES / 2)));
@@ -61,7 +64,7 @@ enum {
     QUAD = 4,   /* inputs whose products one instruction adds up */
     BLOCK = 32, /* columns that lie together in the weights, two registers of AVX-512 */
     PANEL = 48, /* rows that a block of columns is multiplied by before the next one is read */
-    AHEAD = 8192, /* bytes of weights that are fetched early; with fewer rows the CPU does as well by itself */
+    AHEAD = 8192, /* bytes by which weights are fetched early, if the rows give the time for it */
 };
 
 typedef struct Normalization {
@@ -310,7 +313,8 @@ static void compute_linear(Run *run) {
 
 static void linear_add_normalize(Run *run, int with_codes) {
     const Product product = product_of(run);
-    const Tensor *stream = &run->inputs[PRODUCT_INPUTS], *outliers = stream + 1, *weight = stream + 2, *rest = stream + 3;
+    const Tensor *stream = &run->inputs[PRODUCT_INPUTS], *outliers = stream + 1, *weight = stream + 2;
+    const Tensor *rest = stream + 3;
     const int64_t rows = product.rows, size = product.columns;
     AddNormalize of = {
         .outlier_count = weight->sizes[0],
@@ -378,7 +382,7 @@ static void compute_attention_quantize(Run *run) {
         .padded = (ids[1] + block - 1) / block * block,
         .heads = heads,
         .size = heads > 0 ? channels / heads : 0,
-        .alpha = run->kernel->alpha,
+        .alpha = run->kernel->alpha * 1.44269504f, /* log2 e: exp by powers of 2 */
         .qkv = run->inputs[0].data,
         .factor = run->inputs[2].data,
         .zero = zero_of(&run->inputs[3]),

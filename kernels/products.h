@@ -22,8 +22,7 @@ __attribute__((target(AVX512 ",avx512vnni"))) static INLINE Ints dot_vnni(Ints s
 
 /* The sums of pairs, of 16 bits, do not saturate: quantize/linear.py. */
 __attribute__((target(AVX512))) static INLINE Ints dot_avx512(Ints sums, Codes codes, int q, const int8_t *weight) {
-    const __m512i pairs =
-        _mm512_maddubs_epi16(_mm512_set1_epi32(quad_of(codes, q)), _mm512_loadu_si512(weight));
+    const __m512i pairs = _mm512_maddubs_epi16(_mm512_set1_epi32(quad_of(codes, q)), _mm512_loadu_si512(weight));
     return sums + (Ints)_mm512_madd_epi16(pairs, _mm512_set1_epi16(1));
 }
 
@@ -31,10 +30,10 @@ typedef int32_t HalfInts __attribute__((ext_vector_type(LANES / 2)));
 
 __attribute__((target(OLDEST))) static INLINE Ints dot_avx2(Ints sums, Codes codes, int q, const int8_t *weight) {
     const __m256i quads = _mm256_set1_epi32(quad_of(codes, q)), ones = _mm256_set1_epi16(1);
-    const __m256i low = _mm256_maddubs_epi16(quads, _mm256_loadu_si256((const __m256i *)weight));
-    const __m256i high = _mm256_maddubs_epi16(quads, _mm256_loadu_si256((const __m256i *)weight + 1));
-    return sums + __builtin_shufflevector((HalfInts)_mm256_madd_epi16(low, ones), (HalfInts)_mm256_madd_epi16(high, ones),
-                                          0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const __m256i *half = (const __m256i *)weight;
+    const HalfInts low = (HalfInts)_mm256_madd_epi16(_mm256_maddubs_epi16(quads, _mm256_loadu_si256(half)), ones);
+    const HalfInts high = (HalfInts)_mm256_madd_epi16(_mm256_maddubs_epi16(quads, _mm256_loadu_si256(half + 1)), ones);
+    return sums + __builtin_shufflevector(low, high, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
 }
 
 #else
