@@ -2,7 +2,6 @@
 
 import math
 import os
-import platform
 import shutil
 import subprocess
 import sys
@@ -21,11 +20,12 @@ from export import ExportError
 from export.package import package
 from handler.artifact import ArtifactError, open_artifact
 from handler.embedder import Embedder
-from kernels import LIBRARY, VERSION
+from kernels import LIBRARY, VERSION, library
 from kernels.__main__ import CompileError, compile_operators
 from quantize import QuantizationError
 from quantize.assemble import DOMAIN, packed
 from quantize.calibration import open_session
+from tests.portability import command, missing
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -420,18 +420,38 @@ def test_older_instructions_of_x86_give_the_same(
     np.testing.assert_array_equal(Embedder.load(model_folder).embed(texts).vectors, wanted)
 
 
-def test_a_cpu_without_avx2_is_named(model_folder: Path) -> None:
-    if platform.machine() != "x86_64":
-        pytest.skip(f"this machine is {platform.machine()}")
-    if not shutil.which("qemu-x86_64"):
-        pytest.skip("qemu-x86_64 is not on PATH: apt-get install qemu-user")
-    code = (
-        "import onnxruntime, sys; options = onnxruntime.SessionOptions();"
-        "options.register_custom_ops_library(sys.argv[1])"
-    )
-    command = ["qemu-x86_64", "-cpu", "Nehalem", sys.executable, "-c", code, LIBRARY]
-    ran = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert "this CPU has no AVX2: x86-64 needs AVX2 and FMA (Haswell, 2013, or newer)" in ran.stderr
+REGISTER = """
+from handler import embedder
+from kernels import register
+register(embedder.onnxruntime.SessionOptions())
+"""
+
+
+EMULATED = {"haswell": "x86_64", "graviton2": "aarch64"}
+
+
+@pytest.mark.parametrize(
+    ("cpu", "emulated", "older", "message"),
+    [
+        ("haswell", "Haswell", "Nehalem", "no AVX2: x86-64 needs AVX2 and FMA (Haswell, 2013, or newer)"),
+        (
+            "graviton2",
+            "neoverse-n1",
+            "cortex-a72",
+            "no dot products: arm64 needs ARMv8.2's (Graviton2, 2019, or newer)",
+        ),
+    ],
+)
+def test_a_cpu_that_is_too_old_is_named(cpu: str, emulated: str, older: str, message: str) -> None:
+    if reason := missing(cpu):
+        pytest.skip(f"{cpu}: {reason}")
+    arguments, environment = command(cpu, ["-c", REGISTER])
+    arguments = [older if argument == emulated else argument for argument in arguments]
+    assert older in arguments
+    ran = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode
+    assert f"OperatorsError: cannot load {library('linux', EMULATED[cpu])}: " in ran.stderr
+    assert f"this CPU has {message}" in ran.stderr
 
 
 def test_two_compilations_have_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
