@@ -109,8 +109,8 @@ static void FUNCTION(embed)(const Embed *of) {
     }
 }
 
-/* Scales the sums of products of so many rows by one or COLUMNS times LANES columns. `weight` and the columns are the
-   first's, and y is STEP apart; the rows' codes, like their outputs, follow one another. */
+/* So many rows, whose codes follow one another, by WIDE x LANES columns from `column` on, into y, whose rows are `step`
+   apart. All sums stay in registers until they are whole. */
 static INLINE void FUNCTION(block)(const int rows, const Product *of, const uint8_t *codes, const int64_t column,
                                    float *y, const int64_t step) {
     const int64_t size = of->size, first = column / BLOCK * BLOCK;
@@ -131,7 +131,7 @@ static INLINE void FUNCTION(block)(const int rows, const Product *of, const uint
         for (int r = 0; r < rows; r++) read[r] = read_codes(codes + r * size + k);
         UNROLL
         for (int q = 0; q < DEPTH / QUAD; q++, weight += BLOCK * QUAD) {
-            UNROLL
+            UNROLL /* few rows read as fast as memory gives, and would only be slowed */
             for (int c = 0; c < WIDE && rows > 4; c++) __builtin_prefetch(weight + c * LANES * QUAD + AHEAD);
             UNROLL
             for (int r = 0; r < rows; r++) {

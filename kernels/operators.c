@@ -61,10 +61,10 @@ typedef int8_t SignedBytes __attribute__((ext_vector_type(LANES)));
 typedef uint8_t Bytes __attribute__((ext_vector_type(LANES)));
 
 enum {
-    QUAD = 4,   /* inputs whose products one instruction adds up */
-    BLOCK = 32, /* columns that lie together in the weights, two registers of AVX-512 */
-    PANEL = 48, /* rows that a block of columns is multiplied by before the next one is read */
-    AHEAD = 8192, /* bytes by which weights are fetched early, if the rows give the time for it */
+    QUAD = 4,     /* inputs whose products one instruction adds up */
+    BLOCK = 32,   /* columns that lie together in the weights: two registers of AVX-512 */
+    PANEL = 48,   /* rows that a block of columns is multiplied by before the next one is read */
+    AHEAD = 8192, /* bytes by which weights are fetched early */
 };
 
 typedef struct Normalization {
