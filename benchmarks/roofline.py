@@ -19,7 +19,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 
 from kernels import register
-from quantize.assemble import DOMAIN, packed
+from quantize.assemble import DOMAIN, product_constants
 from quantize.fusion import MICROSOFT
 
 TOKENS = 384
@@ -69,13 +69,8 @@ def _onnxruntime_product(weight: npt.NDArray[np.int8]) -> tuple[onnx.NodeProto, 
 
 
 def _our_product(weight: npt.NDArray[np.int8]) -> tuple[onnx.NodeProto, Constants]:
-    constants: Constants = {
-        "input_zero": np.array(128, np.uint8),
-        "weight": packed(weight),
-        "sums": weight.sum(axis=0, dtype=np.int32),
-        "scale": np.full(weight.shape[1], 1e-4, np.float32),
-        "bias": np.zeros(weight.shape[1], np.float32),
-    }
+    scale, bias = np.full(weight.shape[1], 1e-4, np.float32), np.zeros(weight.shape[1], np.float32)
+    constants = {"input_zero": np.array(128, np.uint8), **product_constants(weight, scale, bias)}
     return helper.make_node("Linear", ["input", *constants], ["output"], domain=DOMAIN), constants
 
 

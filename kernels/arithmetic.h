@@ -182,22 +182,20 @@ static void FUNCTION(columns)(const Product *of, const int64_t first, const int6
         }
 }
 
-/* Rows from `first` on. */
-static INLINE void FUNCTION(product)(const Product *of, const int64_t first, const int64_t rows, float *y) {
+/* The panel of rows from `first` on. */
+static INLINE void FUNCTION(panel)(const Product *of, const int64_t first, float *y) {
     for (int64_t column = 0; column < of->columns; column += BLOCK)
-        FUNCTION(columns)(of, first, rows, column, y + first * of->columns + column, of->columns);
+        FUNCTION(columns)(of, first, panel_rows(of, first), column, y + first * of->columns + column, of->columns);
 }
 
 static void FUNCTION(linear)(const Product *of, float *y) {
-    for (int64_t first = 0; first < of->rows; first += PANEL)
-        FUNCTION(product)(of, first, of->rows - first < PANEL ? of->rows - first : PANEL, y);
+    for (int64_t first = 0; first < of->rows; first += PANEL) FUNCTION(panel)(of, first, y);
 }
 
 static void FUNCTION(linear_add_normalize)(const Product *product, const AddNormalize *of) {
     const int64_t size = of->normalization.size;
     for (int64_t row = 0; row < product->rows; row++) {
-        if (row % PANEL == 0)
-            FUNCTION(product)(product, row, product->rows - row < PANEL ? product->rows - row : PANEL, of->y);
+        if (row % PANEL == 0) FUNCTION(panel)(product, row, of->y);
         const float *stream = of->stream + row * size, *outliers = of->outliers + row * of->outlier_count;
         float *y = of->y + row * size;
         Floats total = {};
@@ -238,7 +236,7 @@ static void FUNCTION(quantize_all)(const Quantize *of, const float *x) {
 static void FUNCTION(linear_gelu_quantize)(const Product *product, const Quantize *of) {
     float part[PANEL * BLOCK];
     for (int64_t first = 0; first < of->rows; first += PANEL) {
-        const int64_t rows = of->rows - first < PANEL ? of->rows - first : PANEL;
+        const int64_t rows = panel_rows(product, first);
         for (int64_t column = 0; column < of->size; column += BLOCK) {
             FUNCTION(columns)(product, first, rows, column, part, BLOCK);
             FUNCTION(quantize_part)(1, of, part, BLOCK, first, rows, column, BLOCK);

@@ -126,6 +126,10 @@ typedef struct Arithmetic {
     void (*attend)(const Attention *);
 } Arithmetic;
 
+static INLINE int64_t panel_rows(const Product *of, int64_t first) {
+    return of->rows - first < PANEL ? of->rows - first : PANEL;
+}
+
 #include "products.h"
 
 /* The blocks fill the registers: ROWS x COLUMNS sums of scores, AVERAGES x 2 of averages and TALL x WIDE of products,

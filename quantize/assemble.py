@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -91,12 +92,7 @@ class _Assembly:
         inputs, columns = found.weight.shape
         self._check_channels(f"the input of {group.name}", inputs)
         self._check_channels(group.name, columns, BLOCK)
-        constants = {
-            "weight": packed(found.weight),
-            "sums": found.weight.sum(axis=0, dtype=np.int32),
-            "product_scale": found.product_scale,
-            "bias": found.bias,
-        }
+        constants = product_constants(found.weight, found.product_scale, found.bias)
         names = [self._writer.constant(f"{group.name}/{name}", value) for name, value in constants.items()]
         return [f"{group.input}/codes", f"int8/{group.input}/zero_point", *names]
 
@@ -227,8 +223,17 @@ class _Assembly:
             raise QuantizationError(f"{name} has {channels} channels: only multiples of {multiple} are supported")
 
 
-def packed(weight: npt.NDArray[np.int8]) -> npt.NDArray[np.int8]:
-    """Weights of shape (inputs, columns) in the order that products read, of shape (columns / 32, 32 inputs)."""
+def product_constants(weight: npt.NDArray[np.int8], product_scale: Array, bias: Array) -> dict[str, npt.NDArray[Any]]:
+    """The inputs of a product after its codes and their zero point, in order.
+
+    `weight` of shape (inputs, columns) becomes (columns / 32, 32 inputs), in the order in which it is read;
+    `product_scale` and `bias` have shape (columns,).
+    """
     inputs, columns = weight.shape
     blocks = weight.reshape(inputs // QUAD, QUAD, columns // BLOCK, BLOCK).transpose(2, 0, 3, 1)
-    return np.ascontiguousarray(blocks).reshape(columns // BLOCK, BLOCK * inputs)
+    return {
+        "weight": np.ascontiguousarray(blocks).reshape(columns // BLOCK, BLOCK * inputs),
+        "sums": weight.sum(axis=0, dtype=np.int32),
+        "product_scale": product_scale,
+        "bias": bias,
+    }

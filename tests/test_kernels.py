@@ -23,7 +23,7 @@ from handler.embedder import Embedder
 from kernels import LIBRARY, VERSION, library
 from kernels.__main__ import CompileError, compile_operators
 from quantize import QuantizationError
-from quantize.assemble import DOMAIN, packed
+from quantize.assemble import DOMAIN, product_constants
 from quantize.calibration import open_session
 from tests.portability import command, missing
 
@@ -50,7 +50,7 @@ def run(
     opsets = [helper.make_opsetid("", 18), helper.make_opsetid(DOMAIN, 1)]
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
-    options.register_custom_ops_library(LIBRARY)
+    kernels.register(options)
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"]).run(None, given)
 
@@ -106,15 +106,13 @@ def product_inputs(rows: int, size: int, columns: int) -> tuple[dict[str, np.nda
     """Inputs of a product, and what comes out, float64 of shape (rows, columns)."""
     random = np.random.default_rng([rows, size, columns])
     weight = random.integers(-64, 65, (size, columns), np.int8)
+    scale = random.uniform(0.5, 1.5, columns).astype(np.float32) / np.float32(4000 * math.sqrt(size))
     inputs = {
         "input": random.integers(0, 256, (rows, size), np.uint8),
         "input_zero": np.array(113, np.uint8),
-        "weight": packed(weight),
-        "sums": weight.sum(axis=0, dtype=np.int32),
-        "scale": random.uniform(0.5, 1.5, columns).astype(np.float32) / np.float32(4000 * math.sqrt(size)),
-        "bias": normal(columns),
+        **product_constants(weight, scale, normal(columns)),
     }
-    exact = (inputs["input"].astype(int) - 113) @ weight.astype(int) * inputs["scale"].astype(float) + inputs["bias"]
+    exact = (inputs["input"].astype(int) - 113) @ weight.astype(int) * scale.astype(float) + inputs["bias"]
     return inputs, exact
 
 
@@ -135,7 +133,7 @@ def test_linear(rows: int, size: int, columns: int) -> None:
 def test_constants_are_read_once_and_give_the_same() -> None:
     inputs, _ = product_inputs(5, 48, 96)
     (y,) = run("Linear", inputs, ["y"])
-    (again,) = run("Linear", inputs, ["y"], constants=("input_zero", "weight", "sums", "scale", "bias"))
+    (again,) = run("Linear", inputs, ["y"], constants=("input_zero", "weight", "sums", "product_scale", "bias"))
     np.testing.assert_array_equal(again, y)
 
 
@@ -275,9 +273,9 @@ BAD_INPUTS: list[tuple[str, Callable[[], dict[str, np.ndarray]], dict[str, np.nd
     (
         "Linear",
         lambda: product_inputs(3, 16, 32)[0],
-        {"weight": packed(np.zeros((32, 32), np.int8))},
+        {"weight": np.zeros((1, 32 * 32), np.int8)},
         {},
-        "codes and we",
+        "codes and weight differ in channels",
     ),
     *(
         (
@@ -287,7 +285,7 @@ BAD_INPUTS: list[tuple[str, Callable[[], dict[str, np.ndarray]], dict[str, np.nd
             {},
             "sums, scale or bias and weight differ in columns",
         )
-        for name, kind in (("sums", np.int32), ("scale", np.float32), ("bias", np.float32))
+        for name, kind in (("sums", np.int32), ("product_scale", np.float32), ("bias", np.float32))
     ),
     (
         "LinearAddNormalizeQuantize",
@@ -427,22 +425,20 @@ register(embedder.onnxruntime.SessionOptions())
 """
 
 
-EMULATED = {"haswell": "x86_64", "graviton2": "aarch64"}
-
-
 @pytest.mark.parametrize(
-    ("cpu", "emulated", "older", "message"),
+    ("cpu", "machine", "emulated", "older", "message"),
     [
-        ("haswell", "Haswell", "Nehalem", "no AVX2: x86-64 needs AVX2 and FMA (Haswell, 2013, or newer)"),
+        ("haswell", "x86_64", "Haswell", "Nehalem", "no AVX2: x86-64 needs AVX2 and FMA (Haswell, 2013, or newer)"),
         (
             "graviton2",
+            "aarch64",
             "neoverse-n1",
             "cortex-a72",
             "no dot products: arm64 needs ARMv8.2's (Graviton2, 2019, or newer)",
         ),
     ],
 )
-def test_a_cpu_that_is_too_old_is_named(cpu: str, emulated: str, older: str, message: str) -> None:
+def test_a_cpu_that_is_too_old_is_named(cpu: str, machine: str, emulated: str, older: str, message: str) -> None:
     if reason := missing(cpu):
         pytest.skip(f"{cpu}: {reason}")
     arguments, environment = command(cpu, ["-c", REGISTER])
@@ -450,7 +446,7 @@ def test_a_cpu_that_is_too_old_is_named(cpu: str, emulated: str, older: str, mes
     assert older in arguments
     ran = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode
-    assert f"OperatorsError: cannot load {library('linux', EMULATED[cpu])}: " in ran.stderr
+    assert f"OperatorsError: cannot load {library('linux', machine)}: " in ran.stderr
     assert f"this CPU has {message}" in ran.stderr
 
 

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from export.texts import VERIFICATION_TEXTS
 from handler.artifact import open_artifact
 from handler.embedder import Embedder
-from quantize.assemble import DOMAIN, packed
+from quantize.assemble import DOMAIN, product_constants
 from tests.portability import CPUS, command, missing
 
 # From the float32 model, on ordinary and hostile texts. To one that saturates this is lost.
@@ -70,14 +70,8 @@ BEYOND_BOUND: dict[str, Weights] = {"all-127": all_127, "moved": neighbours_move
 
 def product_model(weight: np.ndarray, zero_point: int) -> onnx.ModelProto:
     """(activations - zero_point) @ weight, uint8 by int8, with the operator and the constant weights of our models."""
-    weight = weight.astype(np.int8)
-    constants = {
-        "zero_point": np.uint8(zero_point),
-        "weight": packed(weight),
-        "sums": weight.sum(axis=0, dtype=np.int32),
-        "scale": np.ones(weight.shape[1], np.float32),
-        "bias": np.zeros(weight.shape[1], np.float32),
-    }
+    scale, bias = np.ones(weight.shape[1], np.float32), np.zeros(weight.shape[1], np.float32)
+    constants = {"zero_point": np.uint8(zero_point), **product_constants(weight.astype(np.int8), scale, bias)}
     graph = helper.make_graph(
         [helper.make_node("Linear", ["activations", *constants], ["product"], domain=DOMAIN)],
         "product",
