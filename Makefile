@@ -73,7 +73,7 @@ $(OPERATORS): .venv/serve $(wildcard kernels/*.py kernels/*.c kernels/*.h)
 # What else is in export/ makes no other model.
 NOT_THE_BUILD := $(addprefix export/,__main__.py deployment.py options.py package.py publish.py stub_library.py upload.py)
 
-$(MODEL): .venv/serve $(OPERATORS) $(filter-out $(NOT_THE_BUILD),$(wildcard export/*.py quantize/*.py)) quantize/calibration.jsonl handler/artifact.py
+$(MODEL): .venv/serve $(OPERATORS) $(filter-out $(NOT_THE_BUILD),$(wildcard export/*.py quantize/*.py)) handler/artifact.py
 	$(BIN)/python -m export --output $(MODELS)
 
 benchmarks: .venv/test $(MODEL) ## Measure all, write docs/benchmarks.md and the README's figures (well over an hour of a quiet machine)

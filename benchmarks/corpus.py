@@ -9,9 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import quantize
 from export.texts import ORDINARY
-from quantize import QuantizationError
 
 
 class CorpusError(Exception):
@@ -71,11 +69,20 @@ def of_length(words: int) -> str:
 
 
 def read_texts(path: Path) -> list[str]:
-    """As `quantize.read_texts`. Raises CorpusError."""
+    """Texts of a JSONL file with a field `text`, or the lines of any other file, empty ones left out.
+
+    Raises CorpusError if it cannot be read or a text is not a string.
+    """
     try:
-        return quantize.read_texts(path)
-    except QuantizationError as error:
-        raise CorpusError(str(error)) from error
+        lines = [line for line in _lines(path) if line.strip()]
+        texts = [json.loads(line)["text"] for line in lines] if path.suffix == ".jsonl" else lines
+        if not all(isinstance(text, str) for text in texts):
+            raise TypeError("a text is not a string")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorpusError(
+            f"cannot read texts from {path} ({error!r}): one JSON object with text a line, or plain lines"
+        ) from error
+    return texts
 
 
 def read_retrieval(path: Path) -> Retrieval:

@@ -16,11 +16,15 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.corpus import read_texts
 from handler.artifact import MODEL_FILES, TOKENIZER, open_artifact
-from quantize import Calibration
-from quantize.calibration import feed
+from handler.embedder import load_tokenizer
+from quantize.session import feed
 
 FOLDER = Path(__file__).parents[1] / "build" / "peers"
+CALIBRATION = Path(__file__).with_name("calibration.jsonl")
+"""For static scales, which ours are not: queries, questions, sentences and passages in English first, and other
+scripts, code and odd input, without which unusual text would leave the ranges."""
 BATCH = 32
 """sentence-transformers' default batch size."""
 
@@ -98,7 +102,7 @@ def float32_folder(model_folder: Path, source: Path) -> Path:
 
 
 def openvino_file(model_folder: Path) -> Path:
-    """The model that NNCF makes with static activation scales, calibrated on the project's texts, made if it is
+    """The model that NNCF makes with static activation scales, calibrated on CALIBRATION, made if it is
     missing: an `.xml`, with the weights beside it in a `.bin`."""
     path = _made(model_folder, "openvino-int8.xml")
     if path.exists():
@@ -108,12 +112,13 @@ def openvino_file(model_folder: Path) -> Path:
     import openvino
 
     artifact = open_artifact(model_folder)
-    texts = Calibration(Path(artifact.tokenizer), artifact.manifest.max_tokens, vocabulary=False).token_ids()[0]
+    tokenizer = load_tokenizer(artifact)
+    feeds = [feed([encoding.ids]) for encoding in tokenizer.encode_batch(read_texts(CALIBRATION))]
     quantized = nncf.quantize(
         openvino.Core().read_model(artifact.model("fp32")),
-        nncf.Dataset([feed([text]) for text in texts]),
+        nncf.Dataset(feeds),
         model_type=nncf.ModelType.TRANSFORMER,
-        subset_size=len(texts),
+        subset_size=len(feeds),
     )
     with tempfile.TemporaryDirectory(dir=FOLDER) as workdir:
         openvino.save_model(quantized, Path(workdir) / path.name, compress_to_fp16=False)

@@ -69,8 +69,11 @@ def _onnxruntime_product(weight: npt.NDArray[np.int8]) -> tuple[onnx.NodeProto, 
 
 
 def _our_product(weight: npt.NDArray[np.int8]) -> tuple[onnx.NodeProto, Constants]:
-    scale, bias = np.full(weight.shape[1], 1e-4, np.float32), np.zeros(weight.shape[1], np.float32)
-    constants = {"input_zero": np.array(128, np.uint8), **product_constants(weight, scale, bias)}
+    columns = weight.shape[1]
+    scale, bias = np.full(columns, 0.01, np.float32), np.zeros(columns, np.float32)
+    rest = np.tile(np.array([0.01, -1.28], np.float32), (TOKENS, 1))
+    no_outliers = np.zeros((0, columns), np.float32)
+    constants: Constants = {"rest": rest, **product_constants(weight, scale, bias, no_outliers)}
     return helper.make_node("Linear", ["input", *constants], ["output"], domain=DOMAIN), constants
 
 

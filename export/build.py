@@ -21,7 +21,7 @@ try:
     from handler.artifact import MANIFEST, MODEL_FILES, TOKENIZER, VOCABULARY, Artifact, ArtifactError, Parity
     from loader import store
     from loader.errors import LoaderError
-    from quantize import DEFAULT_RECIPE, OWN_TEXTS, RECIPES, Calibration, QuantizationError, quantize
+    from quantize import DEFAULT_RECIPE, RECIPES, QuantizationError, quantize
 except ModuleNotFoundError as error:
     sys.exit(f"export: {error.name} is missing, install what the export needs with: pip install '.[export]'")
 
@@ -55,9 +55,9 @@ def build(arguments: argparse.Namespace) -> None:
             to_onnx(source.folder, float32, workdir)
         with steps.step(f"quantize to INT8, recipe {arguments.recipe}") as advance:
             if "int8" in arguments.precision:
-                calibration = Calibration(source.tokenizer, source.max_tokens, arguments.calibration)
-                quantize(float32, built / MODEL_FILES["int8"], arguments.recipe, calibration, advance)
-                map_weights(built / MODEL_FILES["int8"])
+                int8 = built / MODEL_FILES["int8"]
+                quantize(float32, int8, source.tokenizer, source.max_tokens, arguments.recipe, advance)
+                map_weights(int8)
         with steps.step("embed the verification texts with sentence-transformers"):
             reference = reference_vectors(source.folder, VERIFICATION_TEXTS)
         draft = describe(source, built, reference.shape[1], arguments.recipe, wordpiece)
@@ -86,7 +86,4 @@ def _parse_arguments(command_line: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("build/ml-models"), metavar="DIR", help="%(default)s")
     parser.add_argument("--precision", type=precisions, default="int8,fp32", help="default: %(default)s")
     parser.add_argument("--recipe", choices=RECIPES, default=DEFAULT_RECIPE, help="of INT8; default: %(default)s")
-    parser.add_argument(
-        "--calibration", type=Path, default=OWN_TEXTS, metavar="FILE", help="your own texts for it, JSONL or lines"
-    )
     return parser.parse_args(command_line)

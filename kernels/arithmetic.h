@@ -17,6 +17,8 @@ static INLINE Floats FUNCTION(all)(float value) { return (Floats)value; }
 /* The second of two that are not ordered. */
 static INLINE Floats FUNCTION(larger)(Floats a, Floats b) { return a > b ? a : b; }
 
+static INLINE Floats FUNCTION(smaller)(Floats a, Floats b) { return a < b ? a : b; }
+
 static INLINE Floats FUNCTION(fma)(Floats a, Floats b, Floats c) { return __builtin_elementwise_fma(a, b, c); }
 
 static INLINE float FUNCTION(sum)(Floats v) {
@@ -64,17 +66,44 @@ static INLINE Floats FUNCTION(gelu)(Floats x) {
     return FUNCTION(larger)(x, FUNCTION(all)(0.0f)) - size * 0.5f / p;
 }
 
-/* round(x factor) + zero, half to even, within 0..255: of a sum with ROUND the lowest byte is the rounded number's. */
-static INLINE void FUNCTION(quantize)(uint8_t *to, Floats x, Floats factor, float zero) {
-    Floats code = FUNCTION(fma)(x, factor, FUNCTION(all)(ROUND));
-    code = FUNCTION(larger)(code, FUNCTION(all)(ROUND - zero));
-    code = code < FUNCTION(all)(ROUND + 255 - zero) ? code : FUNCTION(all)(ROUND + 255 - zero);
-    Bytes bytes = __builtin_convertvector((Ints)code + (int32_t)zero, Bytes);
-    __builtin_memcpy(to, &bytes, sizeof bytes);
+/* A row's codes and its rest, from the extremes that the lanes of y factor have seen. A difference from the lowest is
+   at most the range, so that no code needs to be cut; of a sum with ROUND the lowest byte is the rounded number's. */
+static INLINE void FUNCTION(encode)(const Coding *of, const int64_t row, const float *y, Floats lowest,
+                                    Floats highest) {
+    const float low = -FUNCTION(highest)(-lowest), range = FUNCTION(highest)(highest) - low;
+    const Floats start = FUNCTION(all)(low), inverse = FUNCTION(all)(range > SMALLEST_RANGE ? 255 / range : 0);
+    float *rest = of->rest + row * (OUTLIERS + of->outlier_count);
+    uint8_t *codes = of->codes + row * of->size;
+    rest[SCALE] = range / 255;
+    rest[LOWEST] = low;
+    for (int64_t j = 0; j < of->outlier_count; j++) rest[OUTLIERS + j] = y[of->outlier_channels[j]];
+    for (int64_t i = 0; i < of->size; i += LANES) {
+        Floats z = FUNCTION(load)(y + i);
+        if (of->factor) z *= FUNCTION(load)(of->factor + i);
+        Bytes bytes = __builtin_convertvector((Ints)FUNCTION(fma)(z - start, inverse, FUNCTION(all)(ROUND)), Bytes);
+        __builtin_memcpy(codes + i, &bytes, sizeof bytes);
+    }
+}
+
+/* The same of a row whose extremes are not known. */
+static INLINE void FUNCTION(encode_row)(const Coding *of, const int64_t row, const float *y) {
+    Floats lowest = FUNCTION(all)(__builtin_inff()), highest = -lowest;
+    for (int64_t i = 0; i < of->size; i += LANES) {
+        Floats z = FUNCTION(load)(y + i);
+        if (of->factor) z *= FUNCTION(load)(of->factor + i);
+        lowest = FUNCTION(smaller)(z, lowest);
+        highest = FUNCTION(larger)(z, highest);
+    }
+    FUNCTION(encode)(of, row, y, lowest, highest);
+}
+
+static void FUNCTION(encode_rows)(const Coding *of, const float *x, const int64_t rows) {
+    for (int64_t row = 0; row < rows; row++) FUNCTION(encode_row)(of, row, x + row * of->size);
 }
 
 /* (y - mean) / sqrt(variance + epsilon) gain + shift into y, a row whose lanes' sums are `total`; codes unless NULL. */
-static INLINE void FUNCTION(normalize)(const Normalization *of, float *y, Floats total, uint8_t *codes) {
+static INLINE void FUNCTION(normalize)(const Normalization *of, float *y, Floats total, const Coding *coding,
+                                       const int64_t row) {
     const int64_t size = of->size;
     Floats mean = FUNCTION(all)(FUNCTION(sum)(total) / (float)size), squares = {};
     for (int64_t i = 0; i < size; i += LANES) {
@@ -82,12 +111,18 @@ static INLINE void FUNCTION(normalize)(const Normalization *of, float *y, Floats
         squares = FUNCTION(fma)(centred, centred, squares);
     }
     Floats scale = FUNCTION(all)(1.0f / __builtin_sqrtf(FUNCTION(sum)(squares) / (float)size + of->epsilon));
+    Floats lowest = FUNCTION(all)(__builtin_inff()), highest = -lowest;
     for (int64_t i = 0; i < size; i += LANES) {
         Floats normal = (FUNCTION(load)(y + i) - mean) * scale;
         Floats shifted = FUNCTION(fma)(normal, FUNCTION(load)(of->gain + i), FUNCTION(load)(of->shift + i));
         FUNCTION(store)(y + i, shifted);
-        if (codes) FUNCTION(quantize)(codes + i, shifted, FUNCTION(load)(of->factor + i), of->zero);
+        if (coding) {
+            const Floats z = shifted * FUNCTION(load)(coding->factor + i);
+            lowest = FUNCTION(smaller)(z, lowest);
+            highest = FUNCTION(larger)(z, highest);
+        }
     }
+    if (coding) FUNCTION(encode)(coding, row, y, lowest, highest);
 }
 
 static void FUNCTION(embed)(const Embed *of) {
@@ -96,31 +131,33 @@ static void FUNCTION(embed)(const Embed *of) {
         const int64_t id = of->ids[row];
         const int8_t *word = of->words + id * size;
         const float *place = of->places + row % of->tokens * size;
-        Floats scale = FUNCTION(all)(of->scales[id]), total = {};
+        Floats scale = FUNCTION(all)(of->word_scales[id]), total = {};
         float *y = of->y + row * size;
         for (int64_t i = 0; i < size; i += LANES) {
             SignedBytes codes;
             __builtin_memcpy(&codes, word + i, sizeof codes);
-            Floats x = FUNCTION(fma)(__builtin_convertvector(codes, Floats), scale, FUNCTION(load)(place + i));
+            Floats x = __builtin_convertvector(codes, Floats) * FUNCTION(load)(of->channel_scales + i);
+            x = FUNCTION(fma)(x, scale, FUNCTION(load)(place + i));
             total += x;
             FUNCTION(store)(y + i, x);
         }
-        FUNCTION(normalize)(&of->normalization, y, total, of->codes + row * size);
+        FUNCTION(normalize)(&of->normalization, y, total, &of->coding, row);
     }
 }
 
 /* So many rows, whose codes follow one another, by WIDE x LANES columns from `column` on, into y, whose rows are `step`
    apart. All sums stay in registers until they are whole. */
-static INLINE void FUNCTION(block)(const int rows, const Product *of, const uint8_t *codes, const int64_t column,
+static INLINE void FUNCTION(block)(const int rows, const Product *of, const int64_t row, const int64_t column,
                                    float *y, const int64_t step) {
     const int64_t size = of->size, first = column / BLOCK * BLOCK;
+    const uint8_t *codes = of->codes + row * size;
     const int8_t *weight = of->weight + first * size + (column - first) * QUAD;
     Ints sums[TALL][WIDE];
     UNROLL
     for (int c = 0; c < WIDE; c++) {
         Ints start;
         __builtin_memcpy(&start, of->sums + column + c * LANES, sizeof start);
-        start *= CODE_SHIFT - of->zero;
+        start *= CODE_SHIFT;
         UNROLL
         for (int r = 0; r < rows; r++) sums[r][c] = start;
     }
@@ -146,9 +183,14 @@ static INLINE void FUNCTION(block)(const int rows, const Product *of, const uint
         const Floats scale = FUNCTION(load)(of->scale + column + c * LANES);
         const Floats bias = FUNCTION(load)(of->bias + column + c * LANES);
         UNROLL
-        for (int r = 0; r < rows; r++)
-            FUNCTION(store)(y + r * step + c * LANES,
-                            FUNCTION(fma)(__builtin_convertvector(sums[r][c], Floats), scale, bias));
+        for (int r = 0; r < rows; r++) {
+            const float *rest = of->rest + (row + r) * of->rest_size, *weights = of->rest_weight + column + c * LANES;
+            Floats sum = __builtin_convertvector(sums[r][c], Floats) * FUNCTION(all)(rest[SCALE]);
+            sum = FUNCTION(fma)(sum, scale, bias);
+            for (int64_t j = LOWEST; j < of->rest_size; j++, weights += of->columns)
+                sum = FUNCTION(fma)(FUNCTION(all)(rest[j]), FUNCTION(load)(weights), sum);
+            FUNCTION(store)(y + r * step + c * LANES, sum);
+        }
     }
 }
 
@@ -159,10 +201,9 @@ static void FUNCTION(columns)(const Product *of, const int64_t first, const int6
     for (int64_t c = 0; c < BLOCK; c += WIDE * LANES)
         for (int64_t block = 0; block < blocks; block++) {
             const int64_t from = rows * block / blocks, to = rows * (block + 1) / blocks;
-            const uint8_t *codes = of->codes + (first + from) * of->size;
             switch (to - from) {
 #define CASE(n)                                                                                                       \
-    case n: FUNCTION(block)(n, of, codes, column + c, y + from * step + c, step); break;
+    case n: FUNCTION(block)(n, of, first + from, column + c, y + from * step + c, step); break;
                 CASE(1)
                 CASE(2)
                 CASE(3)
@@ -196,51 +237,42 @@ static void FUNCTION(linear_add_normalize)(const Product *product, const AddNorm
     const int64_t size = of->normalization.size;
     for (int64_t row = 0; row < product->rows; row++) {
         if (row % PANEL == 0) FUNCTION(panel)(product, row, of->y);
-        const float *stream = of->stream + row * size, *outliers = of->outliers + row * of->outlier_count;
+        const float *stream = of->stream + row * size;
         float *y = of->y + row * size;
         Floats total = {};
         for (int64_t i = 0; i < size; i += LANES) {
             Floats x = FUNCTION(load)(stream + i) + FUNCTION(load)(y + i);
-            for (int64_t j = 0; j < of->outlier_count; j++)
-                x = FUNCTION(fma)(FUNCTION(all)(outliers[j]), FUNCTION(load)(of->outlier_weight + j * size + i), x);
             total += x;
             FUNCTION(store)(y + i, x);
         }
-        FUNCTION(normalize)(&of->normalization, y, total, of->codes ? of->codes + row * size : NULL);
+        FUNCTION(normalize)(&of->normalization, y, total, of->coding, row);
     }
 }
 
-/* Some columns of some rows; those of x are `step` apart. */
-static INLINE void FUNCTION(quantize_part)(const int with_gelu, const Quantize *of, const float *x, const int64_t step,
-                                           const int64_t first, const int64_t rows, const int64_t column,
-                                           const int64_t columns) {
-    for (int64_t row = first; row < first + rows; row++, x += step) {
-        for (int64_t i = 0; i < columns; i += LANES) {
-            const Floats y = with_gelu ? FUNCTION(gelu)(FUNCTION(load)(x + i)) : FUNCTION(load)(x + i);
-            FUNCTION(quantize)(of->codes + row * of->size + column + i, y, FUNCTION(load)(of->factor + column + i),
-                               of->zero);
-        }
-        for (int64_t j = 0; j < of->outlier_count; j++) {
-            const int64_t channel = of->outlier_channels[j] - column;
-            if (channel < 0 || channel >= columns) continue;
-            const Floats y = FUNCTION(all)(x[channel]);
-            of->outliers[row * of->outlier_count + j] = (with_gelu ? FUNCTION(gelu)(y) : y)[0];
-        }
-    }
-}
-
-static void FUNCTION(quantize_all)(const Quantize *of, const float *x) {
-    FUNCTION(quantize_part)(0, of, x, of->size, 0, of->rows, 0, of->size);
-}
-
-static void FUNCTION(linear_gelu_quantize)(const Product *product, const Quantize *of) {
+/* A row's range is known when all its columns are, so a panel of rows waits in `room`, which stays in the L2 cache. */
+static void FUNCTION(linear_gelu_quantize)(const Product *product, const Coding *of, float *room) {
+    const int64_t step = of->size + LANES; /* rows a power of two apart would share a few sets of the cache */
     float part[PANEL * BLOCK];
-    for (int64_t first = 0; first < of->rows; first += PANEL) {
+    for (int64_t first = 0; first < product->rows; first += PANEL) {
         const int64_t rows = panel_rows(product, first);
+        Floats lowest[PANEL], highest[PANEL];
+        for (int64_t row = 0; row < rows; row++) {
+            lowest[row] = FUNCTION(all)(__builtin_inff());
+            highest[row] = -lowest[row];
+        }
         for (int64_t column = 0; column < of->size; column += BLOCK) {
             FUNCTION(columns)(product, first, rows, column, part, BLOCK);
-            FUNCTION(quantize_part)(1, of, part, BLOCK, first, rows, column, BLOCK);
+            for (int64_t row = 0; row < rows; row++)
+                for (int64_t i = 0; i < BLOCK; i += LANES) {
+                    const Floats y = FUNCTION(gelu)(FUNCTION(load)(part + row * BLOCK + i));
+                    const Floats z = y * FUNCTION(load)(of->factor + column + i);
+                    FUNCTION(store)(room + row * step + column + i, y);
+                    lowest[row] = FUNCTION(smaller)(z, lowest[row]);
+                    highest[row] = FUNCTION(larger)(z, highest[row]);
+                }
         }
+        for (int64_t row = 0; row < rows; row++)
+            FUNCTION(encode)(of, first + row, room + row * step, lowest[row], highest[row]);
     }
 }
 
@@ -279,10 +311,9 @@ static INLINE float FUNCTION(weigh)(float *scores, const int64_t tokens, const i
     return FUNCTION(sum)(total);
 }
 
-/* The codes of so many queries' averages of the values, `width` x LANES channels of them. */
+/* So many queries' averages of the values, `width` x LANES channels of them. */
 static INLINE void FUNCTION(average)(const int queries, const int width, const Attention *of, const int64_t size,
-                                     const float *weights, const float *totals, const float *values,
-                                     const float *factor, uint8_t *codes) {
+                                     const float *weights, const float *totals, const float *values, float *to) {
     Floats y[AVERAGES][2] = {};
     for (int64_t key = 0; key < of->tokens; key++) {
         UNROLL
@@ -296,14 +327,12 @@ static INLINE void FUNCTION(average)(const int queries, const int width, const A
     UNROLL
     for (int q = 0; q < queries; q++)
         for (int i = 0; i < width; i++)
-            FUNCTION(quantize)(codes + q * of->heads * size + i * LANES, y[q][i] * (1 / totals[q]),
-                               FUNCTION(load)(factor + i * LANES), of->zero);
+            FUNCTION(store)(to + q * of->heads * size + i * LANES, y[q][i] * (1 / totals[q]));
 }
 
 /* So many queries of a head. */
 static INLINE void FUNCTION(queries)(const int queries, const Attention *of, const int64_t size, const float *query,
-                                     const float *keys, const float *values, float *scores, const float *factor,
-                                     uint8_t *codes) {
+                                     const float *keys, const float *values, float *scores, float *y) {
     float totals[ROWS];
     FUNCTION(score)(queries, size, of->padded, 3 * of->heads * size, query, keys, scores);
     for (int q = 0; q < queries; q++)
@@ -311,11 +340,11 @@ static INLINE void FUNCTION(queries)(const int queries, const Attention *of, con
     const int step = queries < AVERAGES ? queries : AVERAGES;
     for (int q = 0; q < queries; q += step) {
         const float *weights = scores + q * of->padded;
-        uint8_t *to = codes + q * of->heads * size;
+        float *to = y + q * of->heads * size;
         int64_t d = 0;
         for (; d + LANES < size; d += 2 * LANES)
-            FUNCTION(average)(step, 2, of, size, weights, totals + q, values + d, factor + d, to + d);
-        if (d < size) FUNCTION(average)(step, 1, of, size, weights, totals + q, values + d, factor + d, to + d);
+            FUNCTION(average)(step, 2, of, size, weights, totals + q, values + d, to + d);
+        if (d < size) FUNCTION(average)(step, 1, of, size, weights, totals + q, values + d, to + d);
     }
 }
 
@@ -342,9 +371,8 @@ static INLINE void FUNCTION(transpose)(const float *from, const int64_t from_ste
     for (int i = 0; i < LANES; i++) FUNCTION(store)(to + i * to_step, m[i]);
 }
 
-/* A head of one text. Keys, values and scores have room in `of`. */
-static INLINE void FUNCTION(head)(const Attention *of, const int64_t size, const float *qkv, const float *factor,
-                                  uint8_t *codes) {
+/* A head of one text into y. Keys, values and scores have room in `of`. */
+static INLINE void FUNCTION(head)(const Attention *of, const int64_t size, const float *qkv, float *y) {
     const int64_t tokens = of->tokens, channels = of->heads * size, stride = 3 * channels, padded = of->padded;
     float *keys = of->room, *values = keys + size * padded, *scores = values + size * padded;
     for (int64_t token = 0; token < tokens; token++)
@@ -356,30 +384,33 @@ static INLINE void FUNCTION(head)(const Attention *of, const int64_t size, const
                                 padded);
     for (int64_t q = 0; q < tokens;) {
         if (tokens < ROWS) {
-            FUNCTION(queries)(1, of, size, qkv + q * stride, keys, values, scores, factor, codes + q * channels);
+            FUNCTION(queries)(1, of, size, qkv + q * stride, keys, values, scores, y + q * channels);
             q++;
         } else { /* the last queries of a text may be computed twice */
             q = q + ROWS > tokens ? tokens - ROWS : q;
-            FUNCTION(queries)(ROWS, of, size, qkv + q * stride, keys, values, scores, factor, codes + q * channels);
+            FUNCTION(queries)(ROWS, of, size, qkv + q * stride, keys, values, scores, y + q * channels);
             q += ROWS;
         }
     }
 }
 
 static void FUNCTION(attend)(const Attention *of) {
-    const int64_t size = of->size, channels = of->heads * size;
-    for (int64_t text = 0; text < of->texts; text++)
+    const int64_t size = of->size, channels = of->heads * size, tokens = of->tokens;
+    float *y = of->room + (2 * size + TALLEST) * of->padded;
+    for (int64_t text = 0; text < of->texts; text++) {
         for (int64_t head = 0; head < of->heads; head++) {
-            const float *qkv = of->qkv + text * of->tokens * 3 * channels + head * size;
-            uint8_t *codes = of->codes + text * of->tokens * channels + head * size;
+            const float *qkv = of->qkv + text * tokens * 3 * channels + head * size;
             if (size == 32)
-                FUNCTION(head)(of, 32, qkv, of->factor + head * size, codes);
+                FUNCTION(head)(of, 32, qkv, y + head * size);
             else
-                FUNCTION(head)(of, size, qkv, of->factor + head * size, codes);
+                FUNCTION(head)(of, size, qkv, y + head * size);
         }
+        for (int64_t token = 0; token < tokens; token++)
+            FUNCTION(encode_row)(&of->coding, text * tokens + token, y + token * channels);
+    }
 }
 
 static const Arithmetic FUNCTION(arithmetic) = {
     FUNCTION(embed),        FUNCTION(linear), FUNCTION(linear_add_normalize), FUNCTION(linear_gelu_quantize),
-    FUNCTION(quantize_all), FUNCTION(attend),
+    FUNCTION(encode_rows),  FUNCTION(attend),
 };

@@ -3,28 +3,33 @@
    Each does in one pass over memory what takes onnxruntime's operators five to ten, and writes the codes that the next
    product reads. Rows are tokens of one text after the other; all texts of a run have one length.
 
-     Embed(ids, words, scales, places, gain, shift, factor, zero) -> y, codes               attribute: epsilon
-         y = LayerNormalization(words[id] scales[id] + places[token])
+     Embed(ids, words, word_scales, channel_scales, places, gain, shift, CODING) -> y, codes, rest   attribute: epsilon
+         y = LayerNormalization(words[id] channel_scales word_scales[id] + places[token])
      Linear(PRODUCT) -> y
-     AttentionQuantize(qkv, ids, factor, zero) -> codes                                attributes: heads, alpha
+     AttentionQuantize(qkv, ids) -> codes, rest                                        attributes: heads, alpha
          codes of softmax(alpha Q K^T) V of each head; of ids the shape counts
-     LinearAddNormalize(PRODUCT, stream, outliers, outlier_weight, gain, shift, ids) -> y   attribute: epsilon
-     LinearAddNormalizeQuantize(PRODUCT, stream, outliers, outlier_weight, gain, shift, factor, zero) -> y, codes
-         y = LayerNormalization(product + stream + outliers outlier_weight)                 attribute: epsilon
-     LinearGeluQuantize(PRODUCT, factor, zero, outlier_channels) -> codes, outliers
-         codes of Gelu(product), and the channels that stay float32
-     Quantize(x, factor, zero, outlier_channels) -> codes, outliers
-         the same of x
+     LinearAddNormalize(PRODUCT, stream, gain, shift, ids) -> y                        attribute: epsilon
+     LinearAddNormalizeQuantize(PRODUCT, stream, gain, shift, CODING) -> y, codes, rest    attribute: epsilon
+         y = LayerNormalization(product + stream)
+     LinearGeluQuantize(PRODUCT, CODING) -> codes, rest
+         codes of Gelu(product)
+     Quantize(x, CODING) -> codes, rest
 
-   codes = clip(round(y factor) + zero, 0, 255), with one factor a channel.
+   CODING stands for (factor, outlier_channels): z = y factor, with one factor a channel, 0 for outlier channels. The
+   range of each row is its own, so that a row's codes depend on nothing but the row:
 
-   PRODUCT stands for (codes, zero, weight, sums, scale, bias) of a layer of so many inputs and columns:
+         lowest = min z,  scale = (max z - lowest) / 255,  codes = round((z - lowest) / scale)
+         rest = (scale, lowest, the outlier channels of y)
 
-         product = (codes - zero) W scale + bias           scale, bias: one a column; sums: of the columns of W
+   PRODUCT stands for (codes, rest, weight, sums, scale, bias, rest_weight) of a layer of so many inputs and columns:
 
-   in exact integers until it is scaled. weight is W of int8, shape (columns / 32, 32 inputs), in the order in which the
-   products read it: block of 32 columns, four inputs, column, input. Two weights of one sign of the inputs 2i and
-   2i + 1 add up to at most 128 in magnitude (quantize/linear.py tells why). */
+         product = codes W (rest[0] scale) + bias + rest[1:] rest_weight        scale, bias: one a column
+
+   codes W in exact integers; sums are those of the columns of W. The first row of rest_weight is sums scale, by which
+   the lowest value counts, the others are the float32 weights of the outlier channels. weight is W of int8, shape
+   (columns / 32, 32 inputs), in the order in which the products read it: block of 32 columns, four inputs, column,
+   input. Two weights of one sign of the inputs 2i and 2i + 1 add up to at most 128 in magnitude (quantize/linear.py
+   tells why). */
 
 #include "onnxruntime.h"
 
@@ -52,6 +57,9 @@
 /* 1.5 * 2^23: between 2^23 and 2^24 float32 has integers alone. */
 #define ROUND 12582912.0f
 
+/* A row of a smaller range counts as one of equal numbers: 255 divided by it could overflow. */
+#define SMALLEST_RANGE 1e-30f
+
 enum { LANES = 16 };
 typedef float Floats __attribute__((ext_vector_type(LANES)));
 typedef float Half __attribute__((ext_vector_type(LANES / 2)));
@@ -69,51 +77,49 @@ enum {
 
 typedef struct Normalization {
     int64_t size;
-    float epsilon, zero;
-    const float *gain, *shift, *factor;
+    float epsilon;
+    const float *gain, *shift;
 } Normalization;
+
+/* Where rows of codes and of the rest go. */
+typedef struct Coding {
+    int64_t size, outlier_count;
+    const float *factor; /* NULL: 1 */
+    const int64_t *outlier_channels;
+    uint8_t *codes;
+    float *rest;
+} Coding;
 
 typedef struct Embed {
     int64_t texts, tokens;
     const int64_t *ids;
     const int8_t *words;
-    const float *scales, *places;
+    const float *word_scales, *channel_scales, *places;
     Normalization normalization;
     float *y;
-    uint8_t *codes;
+    Coding coding;
 } Embed;
 
 typedef struct Product {
-    int64_t rows, size, columns;
-    int32_t zero;
+    int64_t rows, size, columns, rest_size;
     const uint8_t *codes;
     const int8_t *weight;
     const int32_t *sums;
-    const float *scale, *bias;
+    const float *rest, *scale, *bias, *rest_weight;
 } Product;
 
 typedef struct AddNormalize {
-    int64_t outlier_count;
-    const float *stream, *outliers, *outlier_weight;
+    const float *stream;
     Normalization normalization;
     float *y;
-    uint8_t *codes;
+    const Coding *coding; /* NULL: none */
 } AddNormalize;
-
-typedef struct Quantize {
-    int64_t rows, size, outlier_count;
-    float zero;
-    const float *factor;
-    const int64_t *outlier_channels;
-    uint8_t *codes;
-    float *outliers;
-} Quantize;
 
 typedef struct Attention {
     int64_t texts, tokens, padded, heads, size;
-    float alpha, zero;
-    const float *qkv, *factor;
-    uint8_t *codes;
+    float alpha;
+    const float *qkv;
+    Coding coding;
     float *room;
 } Attention;
 
@@ -121,10 +127,13 @@ typedef struct Arithmetic {
     void (*embed)(const Embed *);
     void (*linear)(const Product *, float *y);
     void (*linear_add_normalize)(const Product *, const AddNormalize *);
-    void (*linear_gelu_quantize)(const Product *, const Quantize *);
-    void (*quantize)(const Quantize *, const float *x);
+    void (*linear_gelu_quantize)(const Product *, const Coding *, float *room);
+    void (*quantize)(const Coding *, const float *x, int64_t rows);
     void (*attend)(const Attention *);
 } Arithmetic;
+
+/* What a row's rest has before its outlier channels. */
+enum { SCALE, LOWEST, OUTLIERS };
 
 static INLINE int64_t panel_rows(const Product *of, int64_t first) {
     return of->rows - first < PANEL ? of->rows - first : PANEL;
@@ -170,7 +179,7 @@ static INLINE int64_t panel_rows(const Product *of, int64_t first) {
 #include "arithmetic.h"
 #pragma clang attribute pop
 
-enum { HEADS = 1, ALPHA = 2, EPSILON = 4, MOST_INPUTS = 13 };
+enum { HEADS = 1, ALPHA = 2, EPSILON = 4, MOST_INPUTS = 12 };
 
 typedef struct Definition Definition;
 
@@ -201,7 +210,7 @@ struct Definition {
     Operator operator;
     const char *name;
     size_t input_count, output_count;
-    int inputs[MOST_INPUTS], outputs[2];
+    int inputs[MOST_INPUTS], outputs[3];
     unsigned attributes;
     void (*compute)(Run *);
 };
@@ -246,66 +255,96 @@ static void check(Run *run, int holds, const char *otherwise) {
     if (!run->error && !holds) run->error = run->kernel->api->CreateStatus(FAIL, otherwise);
 }
 
-static uint8_t zero_of(const Tensor *zero) { return *(const uint8_t *)zero->data; }
+static int has_shape(const Tensor *tensor, int64_t rows, int64_t columns) {
+    return tensor->sizes[0] == rows && tensor->sizes[1] == columns;
+}
 
-/* Of the inputs (gain, shift, factor, zero), or only the first two. */
-static Normalization normalization_of(Run *run, const Tensor *inputs, int with_codes) {
+/* Of the inputs (gain, shift). */
+static Normalization normalization_of(Run *run, const Tensor *inputs) {
     const int64_t size = inputs[0].sizes[0];
-    check(run, size % LANES == 0, "the channels are not a multiple of 16");
-    check(run, inputs[1].sizes[0] == size, "shift and gain differ in channels");
-    check(run, !with_codes || inputs[2].sizes[0] == size, "factor and gain differ in channels");
+    check(run, size > 0 && size % LANES == 0, "the channels are not a multiple of 16");
+    check(run, has_shape(&inputs[0], size, 1) && has_shape(&inputs[1], size, 1), "shift and gain differ in channels");
     return (Normalization){
         .size = size,
         .epsilon = run->kernel->epsilon,
         .gain = inputs[0].data,
         .shift = inputs[1].data,
-        .factor = with_codes ? inputs[2].data : NULL,
-        .zero = with_codes ? zero_of(&inputs[3]) : 0,
     };
 }
 
-/* Of the inputs (codes, zero, weight, sums, scale, bias). */
+/* Of the inputs (factor, outlier_channels), into the outputs from `output` on. */
+static Coding coding_of(Run *run, const Tensor *inputs, size_t output, int64_t rows, int64_t size) {
+    const int64_t outliers = inputs[1].sizes[0];
+    Coding of = {
+        .size = size,
+        .outlier_count = outliers,
+        .factor = inputs[0].data,
+        .outlier_channels = inputs[1].data,
+    };
+    check(run, size % LANES == 0, "the channels are not a multiple of 16");
+    check(run, has_shape(&inputs[0], size, 1), "the channels are not as many as factors");
+    check(run, has_shape(&inputs[1], outliers, 1), "the outlier channels are not a list");
+    for (int64_t i = 0; !run->error && i < outliers; i++)
+        check(run, of.outlier_channels[i] >= 0 && of.outlier_channels[i] < size, "no such channel");
+    of.codes = output_of(run, output, (int64_t[]){rows, size}, 2);
+    of.rest = output_of(run, output + 1, (int64_t[]){rows, OUTLIERS + outliers}, 2);
+    return of;
+}
+
+/* Of the inputs (codes, rest, weight, sums, scale, bias, rest_weight). */
 static Product product_of(Run *run) {
-    const Tensor *codes = &run->inputs[0], *weight = &run->inputs[2];
+    const Tensor *codes = &run->inputs[0], *rest = &run->inputs[1], *weight = &run->inputs[2];
     const int64_t columns = weight->sizes[0] * BLOCK;
-    check(run, codes->sizes[1] % LANES == 0, "the channels are not a multiple of 16");
+    check(run, codes->sizes[1] > 0 && codes->sizes[1] % LANES == 0, "the channels are not a multiple of 16");
     check(run, weight->sizes[1] == codes->sizes[1] * BLOCK, "codes and weight differ in channels");
     for (int i = 3; i < 6; i++)
-        check(run, run->inputs[i].sizes[0] == columns, "sums, scale or bias and weight differ in columns");
+        check(run, has_shape(&run->inputs[i], columns, 1), "sums, scale or bias and weight differ in columns");
+    check(run, rest->sizes[0] == codes->sizes[0] && rest->sizes[1] >= OUTLIERS, "codes and rest differ in rows");
+    check(run, has_shape(&run->inputs[6], rest->sizes[1] - LOWEST, columns), "rest and its weight differ");
     return (Product){
         .rows = codes->sizes[0],
         .size = codes->sizes[1],
         .columns = columns,
-        .zero = zero_of(&run->inputs[1]),
+        .rest_size = rest->sizes[1],
         .codes = codes->data,
+        .rest = rest->data,
         .weight = weight->data,
         .sums = run->inputs[3].data,
         .scale = run->inputs[4].data,
         .bias = run->inputs[5].data,
+        .rest_weight = run->inputs[6].data,
     };
 }
 
-enum { PRODUCT_INPUTS = 6 };
+enum { PRODUCT_INPUTS = 7 };
+
+static float *room_of(Run *run, int64_t size) {
+    float *room = run->error ? NULL : malloc(size * sizeof(float));
+    check(run, room != NULL, "out of memory");
+    return room;
+}
 
 static void compute_embed(Run *run) {
-    const Tensor *ids = &run->inputs[0], *words = &run->inputs[1], *scales = &run->inputs[2], *places = &run->inputs[3];
+    const Tensor *ids = &run->inputs[0], *words = &run->inputs[1], *places = &run->inputs[4];
     Embed of = {
         .texts = ids->sizes[0],
         .tokens = ids->sizes[1],
         .ids = ids->data,
         .words = words->data,
-        .scales = scales->data,
+        .word_scales = run->inputs[2].data,
+        .channel_scales = run->inputs[3].data,
         .places = places->data,
-        .normalization = normalization_of(run, &run->inputs[4], 1),
+        .normalization = normalization_of(run, &run->inputs[5]),
     };
     const int64_t size = of.normalization.size, rows = of.texts * of.tokens;
     check(run, words->sizes[1] == size && places->sizes[1] == size, "tables and gain differ in channels");
-    check(run, scales->sizes[0] == words->sizes[0], "there is not one scale a word");
+    check(run, has_shape(&run->inputs[2], words->sizes[0], 1), "there is not one scale a word");
+    check(run, has_shape(&run->inputs[3], size, 1), "there is not one scale a channel");
     check(run, of.tokens <= places->sizes[0], "a text has more tokens than there are places");
     for (int64_t i = 0; !run->error && i < rows; i++)
         check(run, of.ids[i] >= 0 && of.ids[i] < words->sizes[0], "a token id is not in the vocabulary");
     of.y = output_of(run, 0, (int64_t[]){rows, size}, 2);
-    of.codes = output_of(run, 1, (int64_t[]){rows, size}, 2);
+    of.coding = coding_of(run, &run->inputs[7], 1, rows, size);
     if (!run->error) run->kernel->arithmetic->embed(&of);
 }
 
@@ -317,26 +356,18 @@ static void compute_linear(Run *run) {
 
 static void linear_add_normalize(Run *run, int with_codes) {
     const Product product = product_of(run);
-    const Tensor *stream = &run->inputs[PRODUCT_INPUTS], *outliers = stream + 1, *weight = stream + 2;
-    const Tensor *rest = stream + 3;
+    const Tensor *stream = &run->inputs[PRODUCT_INPUTS], *rest = stream + 3;
     const int64_t rows = product.rows, size = product.columns;
-    AddNormalize of = {
-        .outlier_count = weight->sizes[0],
-        .stream = stream->data,
-        .outliers = outliers->data,
-        .outlier_weight = weight->data,
-        .normalization = normalization_of(run, rest, with_codes),
-    };
+    AddNormalize of = {.stream = stream->data, .normalization = normalization_of(run, stream + 1)};
+    Coding coding;
     check(run, of.normalization.size == size, "product and gain differ in channels");
-    check(run, stream->sizes[0] == rows && stream->sizes[1] == size, "product and stream differ in shape");
-    check(run, weight->sizes[1] == size, "product and outlier weight differ in channels");
-    check(run, !weight->sizes[0] || (outliers->sizes[0] == rows && outliers->sizes[1] == weight->sizes[0]),
-          "outliers and their weight differ");
+    check(run, has_shape(stream, rows, size), "product and stream differ in shape");
     if (with_codes) {
         of.y = output_of(run, 0, (int64_t[]){rows, size}, 2);
-        of.codes = output_of(run, 1, (int64_t[]){rows, size}, 2);
+        coding = coding_of(run, rest, 1, rows, size);
+        of.coding = &coding;
     } else {
-        const int64_t *ids = rest[2].sizes;
+        const int64_t *ids = rest->sizes;
         check(run, ids[0] * ids[1] == rows, "token ids and rows differ in number");
         of.y = output_of(run, 0, (int64_t[]){ids[0], ids[1], size}, 3);
     }
@@ -347,39 +378,23 @@ static void compute_linear_add_normalize(Run *run) { linear_add_normalize(run, 0
 
 static void compute_linear_add_normalize_quantize(Run *run) { linear_add_normalize(run, 1); }
 
-/* Of the inputs (factor, zero, outlier_channels), with both outputs. */
-static Quantize quantize_of(Run *run, const Tensor *inputs, int64_t rows, int64_t size) {
-    Quantize of = {
-        .rows = rows,
-        .size = size,
-        .outlier_count = inputs[2].sizes[0],
-        .factor = inputs[0].data,
-        .zero = zero_of(&inputs[1]),
-        .outlier_channels = inputs[2].data,
-    };
-    check(run, size % LANES == 0 && inputs[0].sizes[0] == size, "the channels are not as many as factors, or not 16 n");
-    for (int64_t i = 0; !run->error && i < of.outlier_count; i++)
-        check(run, of.outlier_channels[i] >= 0 && of.outlier_channels[i] < size, "no such channel");
-    of.codes = output_of(run, 0, (int64_t[]){rows, size}, 2);
-    of.outliers = output_of(run, 1, (int64_t[]){rows, of.outlier_count}, 2);
-    return of;
-}
-
 static void compute_linear_gelu_quantize(Run *run) {
     const Product product = product_of(run);
-    const Quantize of = quantize_of(run, &run->inputs[PRODUCT_INPUTS], product.rows, product.columns);
-    if (!run->error) run->kernel->arithmetic->linear_gelu_quantize(&product, &of);
+    const Coding coding = coding_of(run, &run->inputs[PRODUCT_INPUTS], 0, product.rows, product.columns);
+    float *room = room_of(run, PANEL * (product.columns + LANES));
+    if (!run->error) run->kernel->arithmetic->linear_gelu_quantize(&product, &coding, room);
+    free(room);
 }
 
 static void compute_quantize(Run *run) {
     const Tensor *x = &run->inputs[0];
-    const Quantize of = quantize_of(run, &run->inputs[1], x->sizes[0], x->sizes[1]);
-    if (!run->error) run->kernel->arithmetic->quantize(&of, x->data);
+    const Coding coding = coding_of(run, &run->inputs[1], 0, x->sizes[0], x->sizes[1]);
+    if (!run->error) run->kernel->arithmetic->quantize(&coding, x->data, x->sizes[0]);
 }
 
 static void compute_attention_quantize(Run *run) {
-    const int64_t *qkv = run->inputs[0].sizes, *ids = run->inputs[1].sizes, channels = run->inputs[2].sizes[0];
-    const int64_t heads = run->kernel->heads, block = WIDEST * LANES;
+    const int64_t *qkv = run->inputs[0].sizes, *ids = run->inputs[1].sizes;
+    const int64_t heads = run->kernel->heads, channels = qkv[1] / 3, block = WIDEST * LANES;
     Attention of = {
         .texts = ids[0],
         .tokens = ids[1],
@@ -388,16 +403,14 @@ static void compute_attention_quantize(Run *run) {
         .size = heads > 0 ? channels / heads : 0,
         .alpha = run->kernel->alpha * 1.44269504f, /* log2 e: exp by powers of 2 */
         .qkv = run->inputs[0].data,
-        .factor = run->inputs[2].data,
-        .zero = zero_of(&run->inputs[3]),
+        .coding = {.size = channels},
     };
     check(run, of.size > 0 && of.size % LANES == 0, "the channels of a head are not a multiple of 16");
-    check(run, qkv[0] == ids[0] * ids[1] && qkv[1] == 3 * channels && channels == heads * of.size,
+    check(run, qkv[0] == ids[0] * ids[1] && qkv[1] == 3 * heads * of.size,
           "queries, keys and values are not of the shape (tokens, 3 channels)");
-    of.codes = output_of(run, 0, (int64_t[]){qkv[0], channels}, 2);
-    if (run->error) return;
-    of.room = malloc((2 * of.size + TALLEST) * of.padded * sizeof(float));
-    check(run, of.room != NULL, "out of memory");
+    of.coding.codes = output_of(run, 0, (int64_t[]){qkv[0], channels}, 2);
+    of.coding.rest = output_of(run, 1, (int64_t[]){qkv[0], OUTLIERS}, 2);
+    of.room = room_of(run, (2 * of.size + TALLEST) * of.padded + of.tokens * channels);
     if (!run->error) run->kernel->arithmetic->attend(&of);
     free(of.room);
 }
@@ -474,35 +487,36 @@ static Status *compute(void *kernel, KernelContext *context) {
         .GetInputMemoryType = as_usual, .CreateKernelV2 = create, .KernelComputeV2 = compute,                         \
     }
 
-#define PRODUCT UINT8, UINT8, INT8, INT32, FLOAT, FLOAT
+#define PRODUCT UINT8, FLOAT, INT8, INT32, FLOAT, FLOAT, FLOAT
+#define CODING FLOAT, INT64
 
 static const Definition definitions[] = {
     {
-        OPERATOR, "Embed", 8, 2, {INT64, INT8, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, UINT8}, {FLOAT, UINT8},
+        OPERATOR, "Embed", 9, 3, {INT64, INT8, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, CODING}, {FLOAT, UINT8, FLOAT},
         EPSILON, compute_embed,
     },
     {
-        OPERATOR, "AttentionQuantize", 4, 1, {FLOAT, INT64, FLOAT, UINT8}, {UINT8},
+        OPERATOR, "AttentionQuantize", 2, 2, {FLOAT, INT64}, {UINT8, FLOAT},
         HEADS | ALPHA, compute_attention_quantize,
     },
     {
-        OPERATOR, "Linear", 6, 1, {PRODUCT}, {FLOAT},
+        OPERATOR, "Linear", 7, 1, {PRODUCT}, {FLOAT},
         0, compute_linear,
     },
     {
-        OPERATOR, "LinearAddNormalize", 12, 1, {PRODUCT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, INT64}, {FLOAT},
+        OPERATOR, "LinearAddNormalize", 11, 1, {PRODUCT, FLOAT, FLOAT, FLOAT, INT64}, {FLOAT},
         EPSILON, compute_linear_add_normalize,
     },
     {
-        OPERATOR, "LinearAddNormalizeQuantize", 13, 2, {PRODUCT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, UINT8},
-        {FLOAT, UINT8}, EPSILON, compute_linear_add_normalize_quantize,
+        OPERATOR, "LinearAddNormalizeQuantize", 12, 3, {PRODUCT, FLOAT, FLOAT, FLOAT, CODING}, {FLOAT, UINT8, FLOAT},
+        EPSILON, compute_linear_add_normalize_quantize,
     },
     {
-        OPERATOR, "LinearGeluQuantize", 9, 2, {PRODUCT, FLOAT, UINT8, INT64}, {UINT8, FLOAT},
+        OPERATOR, "LinearGeluQuantize", 9, 2, {PRODUCT, CODING}, {UINT8, FLOAT},
         0, compute_linear_gelu_quantize,
     },
     {
-        OPERATOR, "Quantize", 4, 2, {FLOAT, FLOAT, UINT8, INT64}, {UINT8, FLOAT},
+        OPERATOR, "Quantize", 3, 2, {FLOAT, CODING}, {UINT8, FLOAT},
         0, compute_quantize,
     },
 };

@@ -6,16 +6,21 @@ import argparse
 import sys
 from pathlib import Path
 
-from quantize import DEFAULT_RECIPE, OWN_TEXTS, RECIPES, Calibration, QuantizationError, quantize
+from quantize import DEFAULT_RECIPE, RECIPES, QuantizationError, quantize
 
 
 def main() -> int:
     arguments = _parse_arguments()
     tokenizer = arguments.tokenizer or arguments.source.with_name("tokenizer.json")
-    calibration = Calibration(tokenizer, arguments.max_tokens, arguments.calibration)
     try:
         report = quantize(
-            arguments.source, arguments.target, arguments.recipe, calibration, _show, arguments.min_cosine
+            arguments.source,
+            arguments.target,
+            tokenizer,
+            arguments.max_tokens,
+            arguments.recipe,
+            _show,
+            arguments.min_cosine,
         )
     except QuantizationError as error:
         print(f"quantize: {error}", file=sys.stderr)
@@ -28,7 +33,7 @@ def main() -> int:
 
 def _show(done: int, total: int) -> None:
     if sys.stderr.isatty():
-        print(f"\rlinear {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
+        print(f"\rrun {done} of {total}", end="\n" if done == total else "", file=sys.stderr, flush=True)
 
 
 def _parse_arguments() -> argparse.Namespace:
@@ -38,9 +43,6 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", choices=RECIPES, default=DEFAULT_RECIPE, help="default: %(default)s")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="default: tokenizer.json beside IN")
     parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="default: %(default)s")
-    parser.add_argument(
-        "--calibration", type=Path, default=OWN_TEXTS, metavar="FILE", help="your own texts, JSONL or lines"
-    )
     parser.add_argument(
         "--min-cosine",
         type=float,

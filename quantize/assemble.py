@@ -10,8 +10,8 @@ pass over memory where onnxruntime's take up to ten:
     Linear                          query, key and value
     AttentionQuantize               attention, codes
     LinearAddNormalizeQuantize      attention's output, residual, LayerNormalization, codes
-    LinearGeluQuantize              up, Gelu, codes, channels that stay float32
-    LinearAddNormalizeQuantize      down, those channels' product, residual, LayerNormalization, codes
+    LinearGeluQuantize              up, Gelu, codes
+    LinearAddNormalizeQuantize      down, residual, LayerNormalization, codes
 
 The last is LinearAddNormalize in the last layer.
 """
@@ -19,7 +19,7 @@ The last is LinearAddNormalize in the last layer.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -42,13 +42,24 @@ BLOCK, QUAD = 32, 4
 Array = npt.NDArray[np.float32]
 
 
-def assemble(graph: Graph, quantized: Mapping[str, QuantizedLinear]) -> onnx.ModelProto:
+def codes_of(tensor: str) -> str:
+    """The name of the codes of a tensor that a group reads: uint8, shape (rows, channels)."""
+    return f"{tensor}/codes"
+
+
+def rest_of(tensor: str) -> str:
+    """The name of what a row has beside its codes: float32, shape (rows, 2 + outliers), scale and lowest first."""
+    return f"{tensor}/rest"
+
+
+def assemble(graph: Graph, quantized: Mapping[str, QuantizedLinear], further: Sequence[str] = ()) -> onnx.ModelProto:
     """A model of token ids, int64 of shape (texts, tokens), with `quantized` in the place of the groups of that name.
 
-    The output is the last hidden state, float32 of shape (texts, tokens, channels).
+    The output is the last hidden state, float32 of shape (texts, tokens, channels); `further` are tensors to put out
+    beside it.
     Raises QuantizationError if the graph is not that of a BERT-like encoder, or has sizes that the operators do not.
     """
-    return _Assembly(graph, quantized).model()
+    return _Assembly(graph, quantized).model(further)
 
 
 class _Assembly:
@@ -59,10 +70,8 @@ class _Assembly:
         self._reader = {group.input: group for group in graph.groups}
         self._linear = {linear.output: group for group in graph.groups for linear in group.linears}
         self._makers = {node.output[0]: node for node in graph.nodes}
-        self._outliers: dict[str, str] = {}
-        """By the input of a group, the tensor of its channels that stay float32."""
 
-    def model(self) -> onnx.ModelProto:
+    def model(self, further: Sequence[str]) -> onnx.ModelProto:
         for part in self._graph.parts:
             if isinstance(part, Group):
                 continue  # written with what follows it
@@ -78,7 +87,10 @@ class _Assembly:
             self._writer.nodes,
             "encoder",
             [helper.make_tensor_value_info(IDS, onnx.TensorProto.INT64, sizes)],
-            [helper.make_tensor_value_info(self._graph.output, onnx.TensorProto.FLOAT, [*sizes, channels])],
+            [
+                helper.make_tensor_value_info(self._graph.output, onnx.TensorProto.FLOAT, [*sizes, channels]),
+                *(helper.make_empty_tensor_value_info(name) for name in further),
+            ],
             self._writer.constants,
         )
         opsets = [
@@ -92,22 +104,20 @@ class _Assembly:
         inputs, columns = found.weight.shape
         self._check_channels(f"the input of {group.name}", inputs)
         self._check_channels(group.name, columns, BLOCK)
-        constants = product_constants(found.weight, found.product_scale, found.bias)
+        constants = product_constants(found.weight, found.scale, found.bias, found.outlier_weight)
         names = [self._writer.constant(f"{group.name}/{name}", value) for name, value in constants.items()]
-        return [f"{group.input}/codes", f"int8/{group.input}/zero_point", *names]
+        return [codes_of(group.input), rest_of(group.input), *names]
 
     def _linear_layer(self, group: Group) -> str:
         """The output of a group that is followed by no operator which has a product in it."""
         return self._writer.node("Linear", self._product(group), group.name, whole_name=True, domain=DOMAIN)
 
-    def _codes(self, tensor: str) -> list[str]:
-        """The inputs `factor` and `zero` of what makes the codes of a tensor that a group reads."""
-        group = self._reader[tensor]
-        plan = self._quantized[group.name].plan
-        smoothing = np.ones_like(plan.smoothing) if group.folds_into else plan.smoothing
+    def _coding(self, tensor: str) -> list[str]:
+        """The inputs of what makes the codes of a tensor that a group reads."""
+        found = self._quantized[self._reader[tensor].name]
         return [
-            self._writer.constant(f"{tensor}/factor", (1 / (smoothing * plan.scale)).astype(np.float32)),
-            self._writer.constant(f"{tensor}/zero_point", plan.zero_point),
+            self._writer.constant(f"{tensor}/factor", found.factor),
+            self._writer.constant(f"{tensor}/outlier_channels", found.outliers),
         ]
 
     def _normalization(self, node: NodeProto) -> None:
@@ -120,33 +130,28 @@ class _Assembly:
         add = self._makers.get(source)
         addends = list(add.input) if add is not None and add.op_type == "Add" else []
         linears = [name for name in addends if name in self._linear]
+        outputs = [output, codes_of(output), rest_of(output)]
         if not linears:
-            inputs = [IDS, *self._tables(source), *affine, *self._codes(output)]
-            self._writer.node_of_outputs("Embed", inputs, [output, f"{output}/codes"], DOMAIN, epsilon=epsilon)
+            inputs = [IDS, *self._tables(source), *affine, *self._coding(output)]
+            self._writer.node_of_outputs("Embed", inputs, outputs, DOMAIN, epsilon=epsilon)
             return
         group = self._linear[linears[0]]
         (stream,) = (name for name in addends if name != linears[0])
-        outlier_weight = self._quantized[group.name].outlier_weight
-        outliers = self._outliers.get(group.input)
-        if outliers is None:
-            outliers = self._writer.constant(f"{group.name}/no_outliers", np.zeros((0, 0), np.float32))
-            outlier_weight = outlier_weight[:0]
-        weight = self._writer.constant(f"{group.name}/outlier_weight", outlier_weight)
-        inputs = [*self._product(group), stream, outliers, weight, *affine]
+        inputs = [*self._product(group), stream, *affine]
         if output == self._graph.output:
             self._writer.node_of_outputs("LinearAddNormalize", [*inputs, IDS], [output], DOMAIN, epsilon=epsilon)
             return
-        inputs += self._codes(output)
-        outputs = [output, f"{output}/codes"]
+        inputs += self._coding(output)
         self._writer.node_of_outputs("LinearAddNormalizeQuantize", inputs, outputs, DOMAIN, epsilon=epsilon)
 
     def _attention(self, node: NodeProto) -> None:
         group, output, heads = self._linear[node.input[0]], node.output[0], heads_of(node)
         size = len(group.bias) // 3 // heads
         self._check_channels(f"a head of {output}", size)
-        inputs = [self._linear_layer(group), IDS, *self._codes(output)]
         attributes = {"heads": heads, "alpha": 1 / math.sqrt(size)}
-        self._writer.node_of_outputs("AttentionQuantize", inputs, [f"{output}/codes"], DOMAIN, **attributes)
+        outputs = [codes_of(output), rest_of(output)]
+        inputs = [self._linear_layer(group), IDS]
+        self._writer.node_of_outputs("AttentionQuantize", inputs, outputs, DOMAIN, **attributes)
 
     def _activation(self, node: NodeProto) -> None:
         output, group = node.output[0], self._reader[node.output[0]]
@@ -162,13 +167,12 @@ class _Assembly:
             kept.input[0] = self._linear_layer(source)
             self._writer.nodes.append(kept)
             kind, inputs = "Quantize", [output]
-        channels = np.flatnonzero(self._quantized[group.name].plan.is_outlier)
-        inputs += [*self._codes(output), self._writer.constant(f"{output}/outlier_channels", channels)]
-        self._outliers[output] = f"{output}/outliers"
-        self._writer.node_of_outputs(kind, inputs, [f"{output}/codes", f"{output}/outliers"], DOMAIN)
+        inputs += self._coding(output)
+        self._writer.node_of_outputs(kind, inputs, [codes_of(output), rest_of(output)], DOMAIN)
 
     def _tables(self, tensor: str) -> list[str]:
-        """The table of words as int8 with one scale a row, and that of places with the first row of segments added."""
+        """The table of words as int8 with one scale a row and one a channel, and that of places with the first row of
+        segments added. Without the channels' scales a far channel of a frequent token would make it coarse."""
         words, places, segments = None, None, np.float32(0)
         waiting = [tensor]
         while waiting:
@@ -189,10 +193,13 @@ class _Assembly:
                 places = numpy_helper.to_array(table)
         if words is None or places is None:
             raise QuantizationError(f"{tensor} is made without a table of words or of places counted from 0")
-        scale = (np.maximum(np.abs(words).max(axis=1), 1e-12) / 127).astype(np.float32)
+        channel_scale = np.maximum(np.abs(words).max(axis=0), np.float32(1e-12))
+        relative = words / channel_scale
+        word_scale = np.maximum(np.abs(relative).max(axis=1), np.float32(1e-12)) / np.float32(127)
         return [
-            self._writer.constant("words", np.rint(words / scale[:, None]).astype(np.int8)),
-            self._writer.constant("word_scales", scale),
+            self._writer.constant("words", np.rint(relative / word_scale[:, None]).astype(np.int8)),
+            self._writer.constant("word_scales", word_scale),
+            self._writer.constant("channel_scales", channel_scale),
             self._writer.constant("places", places + segments),
         ]
 
@@ -223,17 +230,21 @@ class _Assembly:
             raise QuantizationError(f"{name} has {channels} channels: only multiples of {multiple} are supported")
 
 
-def product_constants(weight: npt.NDArray[np.int8], product_scale: Array, bias: Array) -> dict[str, npt.NDArray[Any]]:
-    """The inputs of a product after its codes and their zero point, in order.
+def product_constants(
+    weight: npt.NDArray[np.int8], scale: Array, bias: Array, outlier_weight: Array
+) -> dict[str, npt.NDArray[Any]]:
+    """The inputs of a product after its codes and their rest, in order.
 
-    `weight` of shape (inputs, columns) becomes (columns / 32, 32 inputs), in the order in which it is read;
-    `product_scale` and `bias` have shape (columns,).
+    `weight` of shape (inputs, columns) becomes (columns / 32, 32 inputs), in the order in which it is read; `scale` and
+    `bias` have shape (columns,), `outlier_weight` has (outliers, columns).
     """
     inputs, columns = weight.shape
     blocks = weight.reshape(inputs // QUAD, QUAD, columns // BLOCK, BLOCK).transpose(2, 0, 3, 1)
+    sums = weight.sum(axis=0, dtype=np.int32)
     return {
         "weight": np.ascontiguousarray(blocks).reshape(columns // BLOCK, BLOCK * inputs),
-        "sums": weight.sum(axis=0, dtype=np.int32),
-        "product_scale": product_scale,
+        "sums": sums,
+        "scale": scale,
         "bias": bias,
+        "rest_weight": np.concatenate([(sums.astype(np.float32) * scale)[None], outlier_weight]),
     }

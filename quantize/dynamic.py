@@ -33,14 +33,13 @@ class DynamicRecipe:
     min_cosine = 0.98
     """Mean cosine to float32 below which something went wrong."""
 
-    def apply(self, source: Path, target: Path, ids: object, advance: object) -> dict[str, float]:
-        """Quantize the ONNX file `source` into `target`. Nothing is calibrated, so no layer's error is known."""
+    def apply(self, source: Path, target: Path, pieces: object, advance: object) -> None:
+        """Quantize the ONNX file `source` into `target`."""
         logging.disable(logging.WARNING)  # onnxruntime advises on preprocessing, which changes nothing in these graphs
         try:
             self._quantize(source, target)
         finally:
             logging.disable(logging.NOTSET)
-        return {}
 
     def _quantize(self, source: Path, target: Path) -> None:
         quantize_dynamic(

@@ -12,10 +12,9 @@ attention only where there is none.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
@@ -78,14 +77,6 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Nodes and the constants they read."""
-
-    nodes: Sequence[NodeProto]
-    constants: Sequence[TensorProto]
-
-
-@dataclass(frozen=True)
 class Graph:
     """A fused model: nodes in order, its linears taken out as groups."""
 
@@ -99,65 +90,9 @@ class Graph:
         return [part for part in self.parts if isinstance(part, Group)]
 
     @property
-    def linears(self) -> list[Linear]:
-        return [linear for group in self.groups for linear in group.linears]
-
-    @property
     def nodes(self) -> list[NodeProto]:
         """What is not part of a linear layer."""
         return [part for part in self.parts if not isinstance(part, Group)]
-
-    @property
-    def attentions(self) -> list[NodeProto]:
-        return [node for node in self.nodes if node.op_type == "MultiHeadAttention"]
-
-    def with_linears(self, change: Callable[[Group], Sequence[Linear]]) -> Graph:
-        """A graph with the linears that `change` gives for each group."""
-        parts = [replace(part, linears=change(part)) if isinstance(part, Group) else part for part in self.parts]
-        return replace(self, parts=parts)
-
-    def before(self, group: Group) -> list[str]:
-        """The tensors that are computed before a group and read by it or after it."""
-        start = self.parts.index(group)
-        made = {name for part in self.parts[:start] for name in _outputs(part)}
-        read = [name for part in self.parts[start:] for name in inputs_of(part)]
-        return list(dict.fromkeys(name for name in read if name in made))
-
-    def model(
-        self,
-        pieces: Mapping[str, Piece],
-        outputs: Iterable[str] | None = None,
-        given: Mapping[str, int] = MappingProxyType({}),
-    ) -> onnx.ModelProto:
-        """A runnable model with `pieces` in the place of the groups of that name, float32 linears in that of others.
-
-        `outputs` are the tensors to compute instead of the model's own; what they do not need is left out. `given` are
-        tensors to feed instead of computing them, with their ONNX element types.
-        """
-        wanted = list(outputs or [self.output])
-        nodes: list[NodeProto] = []
-        constants = dict(self.constants)
-        for part in self.parts:
-            piece = _piece(part, pieces)
-            nodes += piece.nodes
-            constants |= {constant.name: constant for constant in piece.constants}
-        nodes = needed([node for node in nodes if not set(node.output) & set(given)], wanted)
-        read = {name for node in nodes for name in node.input} | set(wanted)
-        inputs = [*self.inputs, *(helper.make_tensor_value_info(name, kind, None) for name, kind in given.items())]
-        graph = helper.make_graph(
-            nodes,
-            "encoder",
-            [value for value in inputs if value.name in read],
-            [
-                helper.make_tensor_value_info(name, TensorProto.FLOAT, None)
-                if name == self.output
-                else helper.make_empty_tensor_value_info(name)
-                for name in wanted
-            ],
-            [constant for name, constant in constants.items() if name in read],
-        )
-        opsets = [helper.make_opsetid("", OPSET), helper.make_opsetid(MICROSOFT, 1)]
-        return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
 def fuse(source: Path) -> Graph:
@@ -215,42 +150,3 @@ def _linear(node: NodeProto, add: NodeProto, constants: Mapping[str, TensorProto
         raise QuantizationError(f"{node.name} is a linear layer without a bias, which is not supported")
     weight, bias = numpy_helper.to_array(constants[node.input[1]]), numpy_helper.to_array(constants[biases[0]])
     return Group(node.input[0], [Linear(add.output[0], weight, bias)], folds_into=value)
-
-
-def _piece(part: NodeProto | Group, pieces: Mapping[str, Piece]) -> Piece:
-    if not isinstance(part, Group):
-        return Piece([part], [])
-    if part.name in pieces:
-        return pieces[part.name]
-    nodes, constants = [], []
-    for linear in part.linears:
-        weight, bias, product = (f"{linear.output}/{name}" for name in ("weight", "bias", "product"))
-        constants += [
-            numpy_helper.from_array(linear.weight, weight),
-            numpy_helper.from_array(linear.bias, bias),
-        ]
-        nodes += [
-            helper.make_node("MatMul", [part.input, weight], [product]),
-            helper.make_node("Add", [product, bias], [linear.output]),
-        ]
-    return Piece(nodes, constants)
-
-
-def _outputs(part: NodeProto | Group) -> list[str]:
-    return [linear.output for linear in part.linears] if isinstance(part, Group) else list(part.output)
-
-
-def inputs_of(part: NodeProto | Group) -> list[str]:
-    """The tensors that a part reads."""
-    return [part.input] if isinstance(part, Group) else list(part.input)
-
-
-def needed(nodes: Sequence[NodeProto], wanted: Iterable[str]) -> list[NodeProto]:
-    """The nodes without which the tensors `wanted` cannot be computed, in their order."""
-    missing = set(wanted)
-    kept = []
-    for node in reversed(nodes):
-        if missing & set(node.output):
-            kept.append(node)
-            missing |= set(node.input)
-    return kept[::-1]

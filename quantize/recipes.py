@@ -10,11 +10,11 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from quantize.assemble import DOMAIN
-from quantize.calibration import Calibration
 from quantize.check import Report, report
 from quantize.dynamic import DynamicRecipe
 from quantize.errors import QuantizationError
 from quantize.static import Advance, StaticRecipe
+from quantize.vocabulary import pieces
 
 RECIPES: Mapping[str, StaticRecipe | DynamicRecipe] = {
     "static": StaticRecipe(),
@@ -25,6 +25,8 @@ RECIPES: Mapping[str, StaticRecipe | DynamicRecipe] = {
 }
 
 DEFAULT_RECIPE = "static"
+CHECKED = 50
+"""Pieces of the vocabulary that the result is checked on."""
 
 
 def _silent(done: int, total: int) -> None:
@@ -34,33 +36,34 @@ def _silent(done: int, total: int) -> None:
 def quantize(
     source: Path,
     target: Path,
+    tokenizer: Path,
+    max_tokens: int = 256,
     recipe: str = DEFAULT_RECIPE,
-    calibration: Calibration | None = None,
     advance: Advance = _silent,
     min_cosine: float | None = None,
 ) -> Report:
     """Write the INT8 form of the float32 ONNX file `source` to `target`, whole or not at all.
 
-    `calibration` is what the static recipe calibrates with and what every recipe's result is checked with; without it
-    a dynamic recipe's result is not checked. `advance` is called with the layers done and their number. `min_cosine`
-    is the mean cosine to float32 that the check must find, by default the recipe's own.
-    Raises QuantizationError if the recipe is unknown, `source` is not an ONNX model, has nothing to quantize, the
-    calibration cannot be read, or the result is below `min_cosine`.
+    `tokenizer` is the model's tokenizer.json: pieces of its vocabulary, of at most `max_tokens`, show the static recipe
+    which channels reach far, and some are what every recipe's result is checked on. `advance` is called with the runs
+    done and their number. `min_cosine` is the mean cosine to float32 that the check must find, by default the recipe's
+    own.
+    Raises QuantizationError if the recipe is unknown, `source` is not a model that it can quantize, the tokenizer
+    cannot be read, or the result is below `min_cosine`.
     """
     if recipe not in RECIPES:
         raise QuantizationError(f"no recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
     _check_model(source)
-    ids, held_out = calibration.token_ids() if calibration else ([], [])
+    vocabulary = pieces(tokenizer, max_tokens)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        errors = RECIPES[recipe].apply(source, partial, ids, advance)
-        found = report(source, partial, errors, held_out) if held_out else Report(errors)
+        RECIPES[recipe].apply(source, partial, vocabulary, advance)
+        found = report(source, partial, vocabulary[:: max(1, len(vocabulary) // CHECKED)])
         needed = RECIPES[recipe].min_cosine if min_cosine is None else min_cosine
         if not found.mean_cosine >= needed:
             raise QuantizationError(
-                f"{target} is not written, its mean cosine would be below {needed}: {found}. Calibrate with texts like "
-                "those you will embed (--calibration FILE), or write it all the same: python -m quantize ... "
-                "--min-cosine 0"
+                f"{target} is not written, its mean cosine would be below {needed}: {found}. Keep float32 for this "
+                "model, or write it all the same: python -m quantize ... --min-cosine 0"
             )
         partial.replace(target)
         return found

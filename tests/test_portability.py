@@ -29,7 +29,6 @@ QUALITY_MIN_COSINE = 0.975
 
 ROWS = (1, 3, 7, 64)
 SHAPES = [(inputs, outputs) for inputs in (16, 384, 1536) for outputs in (32, 384)]
-ZERO_POINTS = (0, 113)
 
 Results = Mapping[str, np.ndarray]
 Weights = Callable[[np.random.Generator, int, int], np.ndarray]
@@ -68,32 +67,35 @@ WITHIN_BOUND: dict[str, Weights] = {
 BEYOND_BOUND: dict[str, Weights] = {"all-127": all_127, "moved": neighbours_moved_into_pairs}
 
 
-def product_model(weight: np.ndarray, zero_point: int) -> onnx.ModelProto:
-    """(activations - zero_point) @ weight, uint8 by int8, with the operator and the constant weights of our models."""
-    scale, bias = np.ones(weight.shape[1], np.float32), np.zeros(weight.shape[1], np.float32)
-    constants = {"zero_point": np.uint8(zero_point), **product_constants(weight.astype(np.int8), scale, bias)}
+def product_model(weight: np.ndarray) -> onnx.ModelProto:
+    """activations @ weight, uint8 by int8, where the rest is (1, 0): our operator with constant weights."""
+    outputs = weight.shape[1]
+    scale, bias = np.ones(outputs, np.float32), np.zeros(outputs, np.float32)
+    constants = product_constants(weight.astype(np.int8), scale, bias, np.zeros((0, outputs), np.float32))
+    inputs = [helper.make_tensor_value_info("activations", TensorProto.UINT8, ["rows", weight.shape[0]])]
+    inputs.append(helper.make_tensor_value_info("rest", TensorProto.FLOAT, ["rows", 2]))
     graph = helper.make_graph(
-        [helper.make_node("Linear", ["activations", *constants], ["product"], domain=DOMAIN)],
+        [helper.make_node("Linear", ["activations", "rest", *constants], ["product"], domain=DOMAIN)],
         "product",
-        [helper.make_tensor_value_info("activations", TensorProto.UINT8, ["rows", weight.shape[0]])],
-        [helper.make_tensor_value_info("product", TensorProto.FLOAT, ["rows", weight.shape[1]])],
+        inputs,
+        [helper.make_tensor_value_info("product", TensorProto.FLOAT, ["rows", outputs])],
         [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid(DOMAIN, 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
-def write_product(folder: Path, kind: str, inputs: int, outputs: int, zero_point: int) -> dict[str, np.ndarray]:
+def write_product(folder: Path, kind: str, inputs: int, outputs: int) -> dict[str, np.ndarray]:
     """Write one model and its activations as the program expects them; returns the exact products."""
-    random = np.random.default_rng([inputs, outputs, zero_point])
+    random = np.random.default_rng([inputs, outputs])
     weight = {**WITHIN_BOUND, **BEYOND_BOUND}[kind](random, inputs, outputs)
     assert np.abs(weight).max() <= 127
     activations = {f"largest-{rows}": np.full((rows, inputs), 255, np.uint8) for rows in ROWS}
     activations |= {f"random-{rows}": random.integers(0, 256, (rows, inputs), np.uint8) for rows in ROWS}
-    name = f"{kind}-{inputs}x{outputs}-{zero_point}"
-    onnx.save(product_model(weight, zero_point), folder / f"{name}.onnx")
+    name = f"{kind}-{inputs}x{outputs}"
+    onnx.save(product_model(weight), folder / f"{name}.onnx")
     np.savez(folder / f"{name}.npz", **activations)
-    return {f"{name}/{key}": (codes.astype(np.int64) - zero_point) @ weight for key, codes in activations.items()}
+    return {f"{name}/{key}": codes.astype(np.int64) @ weight for key, codes in activations.items()}
 
 
 @pytest.fixture(scope="module")
@@ -108,8 +110,8 @@ def workdir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exact(workdir: Path) -> dict[str, np.ndarray]:
     """The products of integers, by the names that the program gives them."""
     found: dict[str, np.ndarray] = {}
-    for kind, (inputs, outputs), zero_point in itertools.product([*WITHIN_BOUND, *BEYOND_BOUND], SHAPES, ZERO_POINTS):
-        found |= write_product(workdir / "products", kind, inputs, outputs, zero_point)
+    for kind, (inputs, outputs) in itertools.product([*WITHIN_BOUND, *BEYOND_BOUND], SHAPES):
+        found |= write_product(workdir / "products", kind, inputs, outputs)
     return found
 
 

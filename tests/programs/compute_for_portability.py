@@ -27,5 +27,6 @@ for path in (workdir / "products").glob("*.onnx"):
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     with np.load(path.with_suffix(".npz")) as activations:
         for name, codes in activations.items():
-            results[f"{path.stem}/{name}"] = session.run(None, {"activations": codes})[0]
+            rest = np.array([[1, 0]] * len(codes), np.float32)  # scale and lowest value
+            results[f"{path.stem}/{name}"] = session.run(None, {"activations": codes, "rest": rest})[0]
 np.savez(output, **results)

@@ -1,0 +1,122 @@
+"""Weights to integers, each rounding error made good by the weights that are not rounded yet.
+
+With inputs X and H = X^T X, rounding W to W + E costs the output ||X E||^2 = tr(E^T H E). Factored, H = L D L^T with
+L of ones on its diagonal and zeros above, that is a sum over input channels,
+
+    sum over k of D_k |E_k + sum over j > k of L_jk E_j|^2
+
+so from the last channel to the first each is rounded not as W_k, but as W_k + sum over j > k of L_jk (W_j - W_q,j)
+(Frantar et al., "GPTQ", arXiv:2210.17323; in this form Chee et al., "QuIP", arXiv:2307.13304, LDLQ). Channels come in
+the order of their mean squares, so that what matters most is rounded while all others can still make good for it.
+
+The result must not depend on the machine, and the sums of a matrix product do: their order is the library's and the
+CPU's. So whatever is multiplied by a matrix product is first put on a grid so coarse that all its sums are integers
+below 2^53, which float64 adds without rounding in any order. All else is element by element.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float32]
+Array64 = npt.NDArray[np.float64]
+Indices = npt.NDArray[np.int64]
+
+LARGEST, LARGEST_PAIR = 127, 128
+"""Bounds on a weight's magnitude, and on the sum of two weights of one sign in the input channels 2i and 2i+1
+(linear.py tells why)."""
+DAMPING = 0.3
+"""Added to H's diagonal, in units of it, for what the inputs seen do not tell. Rounding comes near to rounding to
+nearest as it grows."""
+BLOCK = 64
+"""Channels between two matrix products."""
+
+
+def on_grid(values: Array64, bits: int, bound: float) -> Array64:
+    """Multiples of 2^-bits, at most `bound` in magnitude."""
+    step = 2.0**-bits
+    found: Array64 = np.rint(np.clip(values, -bound, bound) / step) * step
+    return found
+
+
+def round_weights(weight: Array, products: Array64, smoothing: Array) -> tuple[npt.NDArray[np.int8], Array]:
+    """int8 weights that saturate no CPU's sums, shape (in, out), and one scale a column.
+
+    `weight` has shape (in, out); `products`, (in, in), is X^T X of inputs that are divided by `smoothing`, (in,),
+    before they are multiplied with `weight`.
+    """
+    scale = _column_scales(weight)
+    # A channel that no input reached counts a little, or nothing could be divided by it.
+    squares = np.diag(products)
+    squares = np.maximum(squares, squares.max(initial=0) * 1e-9 + 1e-30)
+    size = np.sqrt(squares)
+    order = np.argsort(size / smoothing, kind="stable")
+    factor = _factor((products / size[:, None] / size)[np.ix_(order, order)])
+    size = (size / smoothing)[order]
+    # L of the inputs themselves and not of their correlations.
+    feedback = on_grid(factor / np.diag(factor) * size[:, None] / size, bits=16, bound=2.0**10)
+    partner = np.argsort(order)[(order ^ 1).clip(max=len(order) - 1)]
+    codes = np.empty(weight.shape, np.int8)
+    codes[order] = _round(weight[order].astype(np.float64) / scale, feedback, partner)
+    return codes, scale
+
+
+def _column_scales(weight: Array) -> Array:
+    pairs = np.concatenate([weight, weight[:0] if len(weight) % 2 == 0 else np.zeros_like(weight[:1])])
+    pairs = pairs.reshape(-1, 2, weight.shape[1])
+    sums = np.maximum(np.maximum(pairs, 0).sum(axis=1), np.maximum(-pairs, 0).sum(axis=1))
+    fitting = np.maximum(np.abs(weight).max(axis=0) / np.float32(LARGEST), sums.max(axis=0) / np.float32(LARGEST_PAIR))
+    scale: Array = np.maximum(fitting, np.float32(1e-12))
+    return scale
+
+
+def _factor(correlations: Array64) -> Array64:
+    """Cholesky's factor G, G G^T = `correlations` with a damped diagonal, lower triangular: shape (in, in).
+
+    Its rows have a norm of about 1, so that sums of products of multiples of 2^-24 stay below 2^53 such steps.
+    """
+    left = correlations + DAMPING * np.eye(len(correlations))
+    found = np.zeros_like(left)
+    for start in range(0, len(left), BLOCK):
+        stop = min(start + BLOCK, len(left))
+        for k in range(start, stop):
+            column = on_grid(left[k:, k] / np.sqrt(left[k, k]), bits=24, bound=2)
+            found[k:, k] = column
+            left[k:, k + 1 : stop] -= column[:, None] * column[1 : stop - k]
+        panel = found[stop:, start:stop]
+        left[stop:, stop:] -= panel @ panel.T
+    return found
+
+
+def _round(wanted: Array64, feedback: Array64, partner: Indices) -> Array64:
+    """Integers in the place of `wanted`, shape (in, out), from the last row to the first.
+
+    `feedback` is L, shape (in, in), `partner` the row that is multiplied in one pair with each.
+    """
+    rows = len(wanted)
+    codes, errors = np.zeros_like(wanted), np.zeros_like(wanted)
+    for stop in range(rows, 0, -BLOCK):
+        start = max(0, stop - BLOCK)
+        # Below 2^27 steps of 2^-26, with errors below 2^6 and at most 2^11 rows.
+        target = wanted[start:stop] + feedback[stop:, start:stop].T @ errors[stop:]
+        for k in range(stop - 1, start - 1, -1):
+            row, other = target[k - start], int(partner[k])
+            if other > k:  # is rounded already
+                low = -LARGEST_PAIR - np.minimum(codes[other], 0)
+                high = LARGEST_PAIR - np.maximum(codes[other], 0)
+                bounded = np.clip(row, low, high)
+            elif other < k:
+                bounded = _shared(row, target[other - start] if other >= start else wanted[other])
+            else:
+                bounded = row
+            codes[k] = np.rint(np.clip(bounded, -LARGEST, LARGEST))
+            errors[k] = on_grid(wanted[k] - codes[k], bits=10, bound=2.0**6)
+            target[: k - start] += feedback[k, start:k, None] * errors[k]
+    return codes
+
+
+def _shared(one: Array64, other: Array64) -> Array64:
+    """`one` without its half of what both, if of one sign, have beyond the bound for pairs."""
+    over = np.maximum(np.abs(one + other) - LARGEST_PAIR, 0) / 2
+    return np.where(one * other > 0, one - np.sign(one) * over, one)

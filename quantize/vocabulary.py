@@ -1,0 +1,53 @@
+"""The vocabulary as pieces of token ids: what a model is run on where no texts are wanted."""
+
+from __future__ import annotations
+
+import math
+from itertools import cycle
+from pathlib import Path
+
+from tokenizers import Tokenizer
+
+from quantize.errors import QuantizationError
+
+SIZES = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
+"""Tokens of the pieces, one after the other, special tokens aside."""
+REPEATED, TIMES = 16, 8
+"""One token in so many makes a further piece, in which it stands so often: what one word does to all tokens of a text
+at once shows there alone."""
+GOLDEN = (math.sqrt(5) - 1) / 2
+
+
+def pieces(tokenizer: Path, max_tokens: int) -> list[list[int]]:
+    """Each token of the vocabulary once, far from its neighbours there, with the special tokens of a text, and some
+    repeated.
+
+    Always the same ones, whichever library's random numbers there are.
+    Raises QuantizationError if the tokenizer cannot be read.
+    """
+    try:
+        found = Tokenizer.from_file(str(tokenizer))
+    except Exception as error:  # the library raises nothing more exact
+        raise QuantizationError(
+            f"cannot read the tokenizer {tokenizer} ({error}): name the model's tokenizer.json with --tokenizer"
+        ) from error
+    found.no_padding()
+    specials = found.encode("").ids
+    return cut(found.get_vocab_size(), specials, max_tokens)
+
+
+def cut(tokens: int, specials: list[int], max_tokens: int) -> list[list[int]]:
+    """The ids 0 to `tokens` - 1 in pieces, then some repeated; `specials` are the first and last tokens of a text."""
+    # Steps of the golden ratio spread best over a circle.
+    step = max(1, round(tokens * GOLDEN))
+    while math.gcd(step, tokens) != 1:
+        step += 1
+    order = [place * step % tokens for place in range(tokens)]
+    made: list[list[int]] = []
+    sizes = cycle(SIZES)
+    start = 0
+    while start < tokens:
+        size = min(next(sizes), max_tokens - len(specials))
+        made.append([*specials[:1], *order[start : start + size], *specials[1:]])
+        start += size
+    return made + [[*specials[:1], *[token] * TIMES, *specials[1:]] for token in order[::REPEATED]]
