@@ -6,14 +6,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import onnx
-from google.protobuf.message import DecodeError
-
-from quantize.assemble import DOMAIN
 from quantize.calibration import Calibration
 from quantize.check import Report, report
 from quantize.dynamic import DynamicRecipe
 from quantize.errors import QuantizationError
+from quantize.source import check_source
 from quantize.static import Advance, StaticRecipe
 
 RECIPES: Mapping[str, StaticRecipe | DynamicRecipe] = {
@@ -44,12 +41,12 @@ def quantize(
     `calibration` is what the static recipe calibrates with and what every recipe's result is checked with; without it
     a dynamic recipe's result is not checked. `advance` is called with the layers done and their number. `min_cosine`
     is the mean cosine to float32 that the check must find, by default the recipe's own.
-    Raises QuantizationError if the recipe is unknown, `source` is not an ONNX model, has nothing to quantize, the
+    Raises QuantizationError if the recipe is unknown, `source` is not what `check_source` and the recipe expect, the
     calibration cannot be read, or the result is below `min_cosine`.
     """
     if recipe not in RECIPES:
         raise QuantizationError(f"no recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
-    _check_model(source)
+    check_source(source)
     ids, held_out = calibration.token_ids() if calibration else ([], [])
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
@@ -68,18 +65,3 @@ def quantize(
         raise QuantizationError(f"cannot write {target}: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _check_model(source: Path) -> None:
-    try:
-        model = onnx.load(source)
-    except OSError as error:
-        raise QuantizationError(f"cannot read {source}: {error.strerror}") from error
-    except DecodeError as error:
-        raise QuantizationError(f"{source} is not an ONNX model: {error}") from error
-    operators = {node.op_type for node in model.graph.node}
-    ours = any(node.domain == DOMAIN for node in model.graph.node)
-    if ours or operators & {"DynamicQuantizeLinear", "QuantizeLinear", "MatMulIntegerToFloat"}:
-        raise QuantizationError(f"{source} is quantized already: start from the float32 model")
-    if "MatMul" not in operators:
-        raise QuantizationError(f"{source} has no MatMul to quantize: is it a transformer's model.onnx?")
