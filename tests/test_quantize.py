@@ -334,37 +334,9 @@ def test_another_kind_of_encoder_is_refused(change: Callable[[Graph], Graph], me
         assemble(change(fuse(float32_file)), {})
 
 
-def test_a_graph_without_attention_is_refused(tmp_path: Path) -> None:
-    node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"])
-    weight = onnx.numpy_helper.from_array(np.ones((2, 2), np.float32), "w")
-    values = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 2]) for name in "xy"]
-    graph = onnx.helper.make_graph([node], "g", values[:1], values[1:], [weight])
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)]), tmp_path / "in.onnx")
-    with pytest.raises(QuantizationError, match="no attention was recognised"):
-        fuse(tmp_path / "in.onnx")
-
-
 def test_unknown_recipe(float32_file: Path, tmp_path: Path) -> None:
     with pytest.raises(QuantizationError, match="no recipe 'int4': choose one of static, avx2, avx512_vnni, arm64"):
         quantize(float32_file, tmp_path / "out.onnx", "int4")
-
-
-def test_quantized_input_is_refused(model_folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(QuantizationError, match="is quantized already"):
-        quantize(Path(open_artifact(model_folder).model("int8")), tmp_path / "out.onnx")
-
-
-@pytest.mark.parametrize(("content", "message"), [(b"\xff" * 99, "not an ONNX model"), (b"", "no MatMul to quantize")])
-def test_files_that_are_no_transformer_are_refused(content: bytes, message: str, tmp_path: Path) -> None:
-    (tmp_path / "in.onnx").write_bytes(content)
-    with pytest.raises(QuantizationError, match=message):
-        quantize(tmp_path / "in.onnx", tmp_path / "out.onnx")
-    assert [path.name for path in tmp_path.iterdir()] == ["in.onnx"]
-
-
-def test_missing_input(tmp_path: Path) -> None:
-    with pytest.raises(QuantizationError, match=r"cannot read .*in.onnx: No such file"):
-        quantize(tmp_path / "in.onnx", tmp_path / "out.onnx")
 
 
 def test_unwritable_output_leaves_nothing(float32_file: Path, tmp_path: Path) -> None:
