@@ -28,12 +28,11 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from quantize.errors import QuantizationError
-from quantize.fusion import MICROSOFT, OPSET, Graph, Group, heads_of
+from quantize.fusion import IDS, MICROSOFT, OPSET, SEGMENTS, Graph, Group, heads_of
 from quantize.linear import QuantizedLinear
 from quantize.writer import Writer
 
 DOMAIN = "lambda.embeddings"
-IDS, SEGMENTS = "input_ids", "token_type_ids"
 LANES = 16
 """Channels come in so many, those of a head of attention too."""
 BLOCK, QUAD = 32, 4
@@ -191,6 +190,11 @@ class _Assembly:
                 segments = numpy_helper.to_array(table)[0]
             elif self._counts_from_0(node.input[1], table.dims[0]):
                 places = numpy_helper.to_array(table)
+            else:
+                raise QuantizationError(
+                    f"{tensor} reads a table by {node.input[1]}: only {IDS}, {SEGMENTS} and places counted from 0 are "
+                    "supported"
+                )
         if words is None or places is None:
             raise QuantizationError(f"{tensor} is made without a table of words or of places counted from 0")
         channel_scale = np.maximum(np.abs(words).max(axis=0), np.float32(1e-12))

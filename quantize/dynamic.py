@@ -17,6 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onnxruntime.quantization import QuantType, quantize_dynamic
+from onnxruntime.quantization.registry import IntegerOpsRegistry
+
+from quantize.errors import QuantizationError
+
+OPERATORS = sorted(set(IntegerOpsRegistry) - {"Attention"})
+"""All that onnxruntime quantizes but its own Attention, for which it takes that of ONNX (opset 23) too. No file that
+is quantized here has the former."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +41,19 @@ class DynamicRecipe:
     """Mean cosine to float32 below which something went wrong."""
 
     def apply(self, source: Path, target: Path, pieces: object, advance: object) -> None:
-        """Quantize the ONNX file `source` into `target`."""
+        """Quantize the ONNX file `source` into `target`.
+
+        Raises QuantizationError.
+        """
         logging.disable(logging.WARNING)  # onnxruntime advises on preprocessing, which changes nothing in these graphs
         try:
             self._quantize(source, target)
+        except OSError:
+            raise  # of `target`
+        except Exception as error:  # onnxruntime raises whatever a graph leads to that it does not foresee
+            raise QuantizationError(
+                f"{source} stops onnxruntime's quantize_dynamic ({error!r}): export it with optimum"
+            ) from error
         finally:
             logging.disable(logging.NOTSET)
 
@@ -45,6 +61,7 @@ class DynamicRecipe:
         quantize_dynamic(
             source,
             target,
+            op_types_to_quantize=OPERATORS,
             per_channel=True,
             reduce_range=False,
             weight_type=QuantType.QInt8 if self.signed_weights else QuantType.QUInt8,

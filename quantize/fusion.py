@@ -12,8 +12,11 @@ attention only where there is none.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +31,28 @@ from quantize.errors import QuantizationError
 MICROSOFT = "com.microsoft"
 """Domain of onnxruntime's own operators (onnxruntime, ContribOperators.md)."""
 OPSET = 18
+MIN_OPSET = 13
+"""Below it, nodes that are kept as they are say by attributes what OPSET has them read."""
+IDS, SEGMENTS = "input_ids", "token_type_ids"
+
+LAYER = (
+    {"query, key and value"},
+    {"MultiHeadAttention"},
+    {"linear layer"},
+    {"Add"},
+    {"LayerNormalization"},
+    {"linear layer"},
+    {"Gelu", "FastGelu", "QuickGelu", "Relu", "Tanh"},
+    {"linear layer"},
+    {"Add"},
+    {"LayerNormalization"},
+)
+"""What an encoder layer is made of. Each reads the output of that before it, and Add the layer's input or the output
+of the first LayerNormalization too."""
+REMEDY = (
+    "and the static recipe takes only encoders like BERT: export one with optimum, task feature-extraction, or take a "
+    "dynamic recipe"
+)
 
 Array = npt.NDArray[np.float32]
 
@@ -82,7 +107,6 @@ class Graph:
 
     parts: Sequence[NodeProto | Group]
     constants: Mapping[str, TensorProto]
-    inputs: Sequence[onnx.ValueInfoProto]
     output: str
 
     @property
@@ -96,46 +120,130 @@ class Graph:
 
 
 def fuse(source: Path) -> Graph:
-    """Read and fuse the float32 ONNX file of a BERT-like encoder.
+    """Read and fuse the float32 ONNX file of a BERT-like encoder, as far as its first output needs it.
 
-    Raises QuantizationError if no attention can be recognised in it.
+    Raises QuantizationError if it is anything but embeddings and layers of the form LAYER.
     """
+    model = onnx.load(source, format="protobuf")
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if opset < MIN_OPSET:
+        raise QuantizationError(f"{source} is of opset {opset}: export it for {MIN_OPSET} or later, as optimum does")
+    graph = _fused(source, _encoder_alone(model)).graph
+    constants = {constant.name: constant for constant in graph.initializer}
+    output = graph.output[0].name
+    try:
+        nodes = _with_segments(needed(graph.node, [output]), constants)
+        parts = _parts(nodes, constants)
+        _check_layers(parts, constants, output)
+    except QuantizationError as error:
+        raise QuantizationError(f"{source}: {error}, {REMEDY}") from error
+    return Graph(parts, constants, output)
+
+
+def _encoder_alone(model: onnx.ModelProto) -> onnx.ModelProto:
+    """A model without what the tool trips over: nodes that only other outputs need, such as pooling, and inputs that
+    are weights or of no shape, as other exporters write them."""
+    graph = model.graph
+    nodes = needed(graph.node, [graph.output[0].name])
+    constants = {tensor.name for tensor in graph.initializer}
+    names = [value.name for value in graph.input if value.name not in constants]
+    del graph.output[1:], graph.node[:], graph.input[:]
+    graph.node.extend(nodes)
+    graph.input.extend(helper.make_tensor_value_info(name, TensorProto.INT64, ["texts", "tokens"]) for name in names)
+    return model
+
+
+def _fused(source: Path, model: onnx.ModelProto) -> onnx.ModelProto:
     options = FusionOptions("bert")
     # Slower on CPU than what they replace, or in the way of taking the linears out.
     for name in ("skip_layer_norm", "bias_skip_layer_norm", "embed_layer_norm", "bias_gelu"):
         setattr(options, f"enable_{name}", False)
-    graph = optimize_model(str(source), model_type="bert", optimization_options=options, opt_level=0).model.graph
-    constants = {constant.name: constant for constant in graph.initializer}
-    if not any(node.op_type == "Attention" for node in graph.node):
-        raise QuantizationError(f"{source}: no attention was recognised, is it a BERT-like encoder by optimum?")
-    return Graph(_parts(list(graph.node), constants), constants, list(graph.input), graph.output[0].name)
+    try:
+        with redirect_stdout(StringIO()):  # where it tells of shapes that it cannot infer
+            fused: onnx.ModelProto = optimize_model(model, "bert", optimization_options=options, opt_level=0).model
+    except Exception as error:  # the tool raises whatever a graph leads to that it does not foresee
+        raise QuantizationError(f"{source} stops onnxruntime's fusion ({error!r}), {REMEDY}") from error
+    return fused
+
+
+def _with_segments(nodes: Sequence[NodeProto], constants: Mapping[str, TensorProto]) -> list[NodeProto]:
+    """Nodes in which a table whose every row number is 0, as some exporters write segments, is read by them."""
+    makers = {name: node for node in nodes for name in node.output}
+    found = []
+    for node in nodes:
+        if node.op_type == "Gather" and node.input[0] in constants and _is_zeros(node.input[1], makers, constants):
+            node = helper.make_node("Gather", [node.input[0], SEGMENTS], node.output)
+        found.append(node)
+    return found
+
+
+def _is_zeros(name: str, makers: Mapping[str, NodeProto], constants: Mapping[str, TensorProto]) -> bool:
+    """Whether a tensor is cut from or spread over an array of zeros, of at least two axes."""
+    while name in makers and makers[name].op_type in ("Expand", "Slice", "GatherElements"):
+        name = makers[name].input[0]
+    value = constants.get(name)
+    if value is None and name in makers and makers[name].op_type == "Constant":
+        value = makers[name].attribute[0].t
+    return value is not None and len(value.dims) == 2 and not numpy_helper.to_array(value).any()
+
+
+def _check_layers(parts: Sequence[NodeProto | Group], constants: Mapping[str, TensorProto], output: str) -> None:
+    """Raise QuantizationError unless the embeddings are followed by layers of the form LAYER, and by nothing else."""
+    if not any(isinstance(part, Group) and len(part.linears) == 3 for part in parts):
+        raise QuantizationError("no attention was recognised in it")
+    first = next(index for index, part in enumerate(parts) if isinstance(part, Group))
+    stream = inputs_of(parts[first])[0]
+    before = {stream}
+    layers = [part for part in parts[first:] if isinstance(part, Group) or part.op_type != "Constant"]
+    for part, kinds in zip(layers, cycle(LAYER), strict=False):
+        expected = before | {stream} if "Add" in kinds else before
+        read = [name for name in inputs_of(part) if name not in constants]
+        if _kind(part) not in kinds or set(read) != expected:
+            raise QuantizationError(f"{_outputs(part)[0]} ({_kind(part)}) is not what a layer of BERT has in its place")
+        before = set(_outputs(part)) if isinstance(part, Group) else {part.output[0]}
+        if "LayerNormalization" in kinds:
+            (stream,) = before
+    if len(layers) % len(LAYER) or before != {output}:
+        raise QuantizationError(f"{output} is not the output of a layer of BERT")
+
+
+def _kind(part: NodeProto | Group) -> str:
+    if isinstance(part, Group):
+        return "linear layer" if len(part.linears) == 1 else "query, key and value"
+    return part.op_type
 
 
 def _parts(nodes: Sequence[NodeProto], constants: Mapping[str, TensorProto]) -> list[NodeProto | Group]:
-    readers = {name: node for node in reversed(nodes) for name in node.input}
     value_of: dict[str, str] = {}
     biases: set[str] = set()
     parts: list[NodeProto | Group] = []
     for node in nodes:
-        if node.op_type == "Attention":
+        if node.op_type == "Attention" and node.domain == MICROSOFT:
             group, attention = _split_attention(node, constants)
             value_of[node.output[0]] = group.linears[2].output
             parts += [group, attention]
         elif node.op_type == "MatMul" and node.input[1] in constants:
-            bias = readers[node.output[0]]
-            biases.add(bias.output[0])
-            parts.append(_linear(node, bias, constants, value_of.get(node.input[0])))
+            readers = [other for other in nodes if node.output[0] in other.input]
+            group = _linear(node, readers, constants, value_of.get(node.input[0]))
+            biases.add(group.name)
+            parts.append(group)
+        elif node.op_type == "Gelu" and node.domain != MICROSOFT:
+            parts.append(_microsoft_gelu(node))
         elif node.output[0] not in biases:
             parts.append(node)
     return parts
 
 
 def _split_attention(node: NodeProto, constants: Mapping[str, TensorProto]) -> tuple[Group, NodeProto]:
+    attributes = {attribute.name for attribute in node.attribute}
+    plain = attributes <= {"num_heads", "mask_filter_value"} and not any(node.input[4:])
+    heads = heads_of(node)  # 0 where the tool cannot tell
+    if not plain or not heads or not all(name in constants for name in node.input[1:3]):
+        raise QuantizationError(f"{node.output[0]} is attention of another kind than BERT's")
     weight, bias = (numpy_helper.to_array(constants[name]) for name in node.input[1:3])
     outputs = [f"{node.output[0]}/{name}" for name in ("query", "key", "value")]
     weights, parts = np.split(weight, 3, axis=1), np.split(bias, 3)
     group = Group(node.input[0], [Linear(*fields) for fields in zip(outputs, weights, parts, strict=True)])
-    heads = heads_of(node)
     return group, helper.make_node("MultiHeadAttention", outputs, [node.output[0]], domain=MICROSOFT, num_heads=heads)
 
 
@@ -144,9 +252,40 @@ def heads_of(attention: NodeProto) -> int:
     return int(helper.get_node_attr_value(attention, "num_heads"))
 
 
-def _linear(node: NodeProto, add: NodeProto, constants: Mapping[str, TensorProto], value: str | None) -> Group:
-    biases = [name for name in add.input if name in constants]
-    if add.op_type != "Add" or len(biases) != 1:
-        raise QuantizationError(f"{node.name} is a linear layer without a bias, which is not supported")
-    weight, bias = numpy_helper.to_array(constants[node.input[1]]), numpy_helper.to_array(constants[biases[0]])
-    return Group(node.input[0], [Linear(add.output[0], weight, bias)], folds_into=value)
+def _linear(
+    node: NodeProto, readers: Sequence[NodeProto], constants: Mapping[str, TensorProto], value: str | None
+) -> Group:
+    weight = numpy_helper.to_array(constants[node.input[1]])
+    biases = [name for reader in readers for name in reader.input if name in constants]
+    if [reader.op_type for reader in readers] != ["Add"] or len(biases) != 1:
+        raise QuantizationError(f"{node.output[0]} is a linear layer without a bias")
+    bias = numpy_helper.to_array(constants[biases[0]])
+    if bias.shape != weight.shape[1:]:
+        raise QuantizationError(f"{node.output[0]} has a bias of shape {bias.shape} for a weight of {weight.shape}")
+    return Group(node.input[0], [Linear(readers[0].output[0], weight, bias)], folds_into=value)
+
+
+def _microsoft_gelu(node: NodeProto) -> NodeProto:
+    """Gelu as onnxruntime has it; ONNX's own, of opset 20, has both forms under one name."""
+    tanh = any(attribute.name == "approximate" and attribute.s == b"tanh" for attribute in node.attribute)
+    return helper.make_node("FastGelu" if tanh else "Gelu", node.input, node.output, domain=MICROSOFT)
+
+
+def inputs_of(part: NodeProto | Group) -> list[str]:
+    """The tensors that a part reads."""
+    return [part.input] if isinstance(part, Group) else list(part.input)
+
+
+def _outputs(part: NodeProto | Group) -> list[str]:
+    return [linear.output for linear in part.linears] if isinstance(part, Group) else list(part.output)
+
+
+def needed(nodes: Sequence[NodeProto], wanted: Iterable[str]) -> list[NodeProto]:
+    """The nodes without which the tensors `wanted` cannot be computed, in their order."""
+    missing = set(wanted)
+    kept = []
+    for node in reversed(nodes):
+        if missing & set(node.output):
+            kept.append(node)
+            missing |= set(node.input)
+    return kept[::-1]

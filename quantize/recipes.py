@@ -6,13 +6,10 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import onnx
-from google.protobuf.message import DecodeError
-
-from quantize.assemble import DOMAIN
 from quantize.check import Report, report
 from quantize.dynamic import DynamicRecipe
 from quantize.errors import QuantizationError
+from quantize.source import check_source
 from quantize.static import Advance, StaticRecipe
 from quantize.vocabulary import pieces
 
@@ -48,12 +45,13 @@ def quantize(
     which channels reach far, and some are what every recipe's result is checked on. `advance` is called with the runs
     done and their number. `min_cosine` is the mean cosine to float32 that the check must find, by default the recipe's
     own.
-    Raises QuantizationError if the recipe is unknown, `source` is not a model that it can quantize, the tokenizer
+    Raises QuantizationError if the recipe is unknown, `source` is not what `check_source` and the recipe
+    expect, the tokenizer
     cannot be read, or the result is below `min_cosine`.
     """
     if recipe not in RECIPES:
         raise QuantizationError(f"no recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
-    _check_model(source)
+    check_source(source)
     vocabulary = pieces(tokenizer, max_tokens)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
@@ -71,18 +69,3 @@ def quantize(
         raise QuantizationError(f"cannot write {target}: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)
-
-
-def _check_model(source: Path) -> None:
-    try:
-        model = onnx.load(source)
-    except OSError as error:
-        raise QuantizationError(f"cannot read {source}: {error.strerror}") from error
-    except DecodeError as error:
-        raise QuantizationError(f"{source} is not an ONNX model: {error}") from error
-    operators = {node.op_type for node in model.graph.node}
-    ours = any(node.domain == DOMAIN for node in model.graph.node)
-    if ours or operators & {"DynamicQuantizeLinear", "QuantizeLinear", "MatMulIntegerToFloat"}:
-        raise QuantizationError(f"{source} is quantized already: start from the float32 model")
-    if "MatMul" not in operators:
-        raise QuantizationError(f"{source} has no MatMul to quantize: is it a transformer's model.onnx?")

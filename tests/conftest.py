@@ -6,6 +6,7 @@ The reference side is sentence-transformers on the published files; it never run
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import shutil
 import types
@@ -74,6 +75,17 @@ def eval_data() -> Path:
     if not folder:
         pytest.skip("EVAL_DATA is not set: it names the folder with the evaluation sets")
     return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def small_tokenizer(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tokenizer.json with the first 1,000 tokens of the model's, for encoders that are made up."""
+    whole = json.loads(Path(open_artifact(model_folder).tokenizer).read_text("utf-8"))
+    vocabulary = whole["model"]["vocab"]
+    whole["model"]["vocab"] = {token: number for token, number in vocabulary.items() if number < 1000}
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    path.write_text(json.dumps(whole), "utf-8")
+    return path
 
 
 @pytest.fixture
