@@ -13,7 +13,7 @@ try:
     from rich.console import Console
     from rich.progress import Progress
 
-    from benchmarks import ablation, cold_start, cost, latency, load, memory, quality, report, throughput
+    from benchmarks import ablation, cold_start, cost, latency, load, memory, quality, report, throughput, vocabulary
     from benchmarks.corpus import (
         Corpus,
         CorpusError,
@@ -29,7 +29,7 @@ try:
     from benchmarks.worker import WrongVectorsError
     from export import ExportError
     from export.source import DEFAULT_MODEL, fetch
-    from export.texts import VERIFICATION_TEXTS
+    from export.texts import EXTREME, VERIFICATION_TEXTS
     from handler.artifact import ArtifactError
 except ModuleNotFoundError as error:
     sys.exit(f"benchmarks: {error.name} is missing, install it with: pip install '.[export,local,benchmarks]'")
@@ -116,17 +116,18 @@ def _measure(
     if name == "ablation":
         total(len(ablation.VARIANTS))
         return ablation.run(folder, corpora, pairs, advance)
-    total(len(corpora) + len(pairs) + len(retrievals))
-    return quality.run(folder, source, corpora, pairs, retrievals, advance)
+    words = [] if arguments.corpus else vocabulary.words_of(folder, arguments.words)
+    total(len(corpora) + len(pairs) + len(retrievals) + vocabulary.steps(words))
+    return quality.run(folder, source, corpora, pairs, retrievals, advance, words)
 
 
 def _quality_sets(path: Path | None) -> tuple[list[Corpus], list[Pairs], list[Retrieval]]:
-    """The reader's own file, or the verification texts and what EVAL_DATA holds."""
+    """The reader's own file, or the project's own texts and what EVAL_DATA holds."""
     if path is not None:
         if path.suffix == ".tsv":
             return [], [read_pairs(path)], []
         return [Corpus(path.name, read_texts(path))], [], []
-    corpora = [Corpus("verification texts", VERIFICATION_TEXTS)]
+    corpora = [Corpus("verification texts", VERIFICATION_TEXTS), Corpus("extreme texts", EXTREME)]
     if not (folder := os.environ.get("EVAL_DATA")):
         return corpora, [], []
     data = Path(folder)
@@ -153,6 +154,9 @@ def _parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument(
         "--no-grid", dest="grid", action="store_false", help="of throughput: the corpus alone, not batches by length"
+    )
+    parser.add_argument(
+        "--words", type=int, metavar="N", help="of quality: so many of the vocabulary; default: all, which takes 15 min"
     )
     parser.add_argument("--requests", type=int, metavar="N", help=_REQUESTS)
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")

@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import spearmanr
 
+from benchmarks import vocabulary
 from benchmarks.contenders import CONTENDERS, REFERENCE, Vectors, available
 from benchmarks.corpus import Corpus, Pairs, Retrieval
 from benchmarks.results import Figures, Result
@@ -32,9 +33,10 @@ def run(
     pairs: Sequence[Pairs],
     retrievals: Sequence[Retrieval],
     advance: Callable[[], None],
+    words: Sequence[str] = (),
 ) -> Result:
-    """Cosine statistics on every set of texts, the Spearman correlation with people's scores on pairs, and the share
-    of the reference's ten nearest passages that are among a contender's ten."""
+    """Cosine statistics on every set of texts, the Spearman correlation with people's scores on pairs, the share of
+    the reference's ten nearest passages that are among a contender's ten, and cosine statistics on words."""
     rows: list[dict[str, Any]] = []
     with workers(available(), model_folder, source, threads=2) as contenders:
         for corpus in corpora:
@@ -50,6 +52,8 @@ def run(
             nearest = {name: _nearest(each, len(retrieval.queries)) for name, each in vectors.items()}
             rows += [row | {"kept_of_ten": _kept(nearest[row["contender"]], nearest[REFERENCE])} for row in found]
             advance()
+        if words:
+            rows += vocabulary.measure(contenders, words, advance)
     sizes = {name: _bytes(CONTENDERS[name].weights(model_folder, source)) for name in available()}
     sets = {each.name: len(each.texts) for each in corpora} | {each.name: len(each.left) for each in pairs}
     sets |= {each.name: len(each.queries) + len(each.passages) for each in retrievals}
@@ -64,7 +68,9 @@ def _bytes(model: Path) -> int:
 
 def figures(result: Result) -> list[Figures]:
     """One table a set."""
-    return [_table(result, name) for name in dict.fromkeys(row["set"] for row in result.rows)]
+    words = [row for row in result.rows if row["set"] == vocabulary.SET]
+    sets = dict.fromkeys(row["set"] for row in result.rows if row["set"] != vocabulary.SET)
+    return [*(_table(result, name) for name in sets), *([vocabulary.figures(words)] if words else [])]
 
 
 def _table(result: Result, name: str) -> Figures:

@@ -14,9 +14,8 @@ try:
     from export.options import precisions
     from export.progress import Steps
     from export.source import DEFAULT_MODEL, fetch, identify
-    from export.texts import VERIFICATION_TEXTS
     from export.to_onnx import to_onnx
-    from export.verify import reference_vectors, verify
+    from export.verify import gate_texts, reference_vectors, verify
     from export.wordpiece import split_wordpiece
     from handler.artifact import MANIFEST, MODEL_FILES, TOKENIZER, VOCABULARY, Artifact, ArtifactError, Parity
     from loader import store
@@ -59,13 +58,14 @@ def build(arguments: argparse.Namespace) -> None:
                 quantize(float32, int8, source.tokenizer, source.max_tokens, arguments.recipe, advance)
                 map_weights(int8)
         with steps.step("embed the verification texts with sentence-transformers"):
-            reference = reference_vectors(source.folder, VERIFICATION_TEXTS)
+            texts = gate_texts(source.tokenizer)
+            reference = reference_vectors(source.folder, texts)
         draft = describe(source, built, reference.shape[1], arguments.recipe, wordpiece)
         parities: dict[str, Parity] = {}
         with steps.step("compare the artifact's vectors with them") as advance:
             for precision in draft.precisions:
                 artifact = Artifact(str(built), draft)
-                parities[precision] = verify(artifact, precision, VERIFICATION_TEXTS, reference, advance)
+                parities[precision] = verify(artifact, precision, texts, reference, advance)
         manifest = verified(draft, parities)
         with steps.step(f"install version {manifest.version} in {model_folder}"):
             (built / MANIFEST).write_bytes(manifest.to_json())

@@ -1,4 +1,4 @@
-"""Texts that every artifact is verified with. None of them is ever used to calibrate a quantization."""
+"""Texts that every artifact is verified with. No quantization is fitted to any of them."""
 
 from __future__ import annotations
 
@@ -99,5 +99,18 @@ HOSTILE = (
     LONG,
 )
 """Texts that break naive code: empty, odd scripts, controls, lengths around the limits of 100 letters and 256 tokens."""
+
+EXTREME = (
+    "he nods",
+    "She nods and smiles.",
+    "nods " * 8,
+    "playoff " * 10,
+    "." * 250,
+    "2 " * 200,
+    "^ " * 254,
+    "good morning " + "[PAD]" * 250,
+)
+"""Texts whose tokens drive single channels far beyond those of most texts, so that an activation range fixed in
+advance loses them."""
 
 VERIFICATION_TEXTS = (*ORDINARY, *HOSTILE)

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import ablation, latency, quality, readme
+from benchmarks import ablation, latency, quality, readme, vocabulary
 from benchmarks.__main__ import ALL
 from benchmarks.contenders import CONTENDERS, OURS, available
 from benchmarks.corpus import (
@@ -27,6 +27,8 @@ from benchmarks.report import SECTIONS
 from benchmarks.results import FOLDER, Result, noise, tables
 from benchmarks.worker import WrongVectorsError, check_vectors
 from export.texts import ORDINARY
+from export.verify import cosines
+from export.words import FORMS
 from handler.artifact import open_artifact
 from handler.embedder import Embedder
 from tests.conftest import ROOT
@@ -44,7 +46,7 @@ def run_benchmark(*arguments: object) -> subprocess.CompletedProcess[str]:
         ("cold-start", ["--rounds", "1"], [*OURS, "floor"]),
         ("latency", ["--rounds", "1", "--threads", "1"], OURS),
         ("throughput", ["--rounds", "1", "--threads", "1", "--texts", "20", "--no-grid"], None),
-        ("quality", [], None),
+        ("quality", ["--words", "20"], None),
     ],
 )
 def test_benchmarks_write_raw_samples(
@@ -67,7 +69,8 @@ def test_benchmarks_write_raw_samples(
     assert len(result.manifest_sha256) == 64
     for row in result.rows:
         assert all(seconds > 0 for seconds in row.get("seconds", [1]))
-        assert row.get("min_cosine", 1) > (CONTENDERS[row["contender"]].min_cosine if "min_cosine" in row else 0)
+        if row.get("set") == "verification texts":
+            assert row["min_cosine"] > CONTENDERS[row["contender"]].min_cosine
     for table in tables(SECTIONS[benchmark_name].figures(result)):
         for cell in table.rows[0]:
             assert cell in ran.stdout
@@ -104,6 +107,38 @@ def test_quality_takes_the_readers_own_queries_and_passages(source_folder: Path,
     assert 0.9 < kept["int8"] <= 1
     batch = {row["contender"]: row["batch_difference"] for row in rows}
     assert batch["int8"] < 1e-6 < 1e-3 < batch["dynamic_channel"]
+
+
+def test_quality_on_words_is_that_of_each_form(source_folder: Path, model_folder: Path) -> None:
+    words, calls = ["cat", "`", "|", "nods", "dog", "sun", "tea"], []
+    rows = quality.run(model_folder, source_folder, [], [], [], lambda: calls.append(1), words).rows
+    assert len(calls) == vocabulary.steps(words) == len(FORMS)
+    assert [row["form"] for row in rows] == list(FORMS)
+    embedders = [Embedder.load(model_folder, precision) for precision in ("int8", "fp32")]
+    for row in rows:
+        texts = [FORMS[row["form"]](word) for word in words]
+        expected = cosines(*(embedder.embed(texts).vectors for embedder in embedders))
+        assert (row["texts"], row["contender"], row["set"]) == (len(words), "int8", vocabulary.SET)
+        assert row["min_cosine"] == pytest.approx(expected.min(), abs=1e-6)
+        assert row["mean_cosine"] == pytest.approx(expected.mean(), abs=1e-6)
+        lowest = [entry["cosine"] for entry in row["lowest"]]
+        assert lowest == pytest.approx(sorted(expected)[: vocabulary.LOWEST], abs=1e-6)
+        assert row["lowest"][0]["word"] == words[int(expected.argmin())]
+    shown = vocabulary.figures(rows)
+    assert "7 words" in shown.title
+    assert {len(line.replace(r"\|", "").split("|")) for line in shown.markdown().splitlines()} == {
+        len(shown.header) + 2
+    }
+
+
+def test_words_are_the_whole_vocabulary_or_a_sample_of_it(model_folder: Path) -> None:
+    whole = vocabulary.words_of(model_folder, None)
+    assert len(whole) > 23_000
+    sample = vocabulary.words_of(model_folder, 300)
+    assert len(sample) == len(set(sample)) == 300
+    assert set(sample) < set(whole)
+    assert vocabulary.words_of(model_folder, 0) == []
+    assert vocabulary.steps(sample) == 2 * len(FORMS)
 
 
 def test_queries_and_passages_are_told_apart_by_kind(tmp_path: Path) -> None:

@@ -16,12 +16,13 @@ Reference = Callable[[Sequence[str]], np.ndarray]
 # onnxruntime and torch sum in different orders: float32 rounding, which 6 layers raise to a few 1e-7.
 FLOAT32_MAX_DIFFERENCE = 1e-5
 FLOAT32_MIN_COSINE = 0.99999
-# Activations and weights have 8 bits, so vectors of the static recipe are near and not equal: mean 0.9994, 1st
-# percentile 0.9986 and minimum 0.996 on STS dev, minimum 0.990 on odd text (benchmarks/results/quality.json). The
-# bounds leave room for another CPU's rounding.
-INT8_MEAN_COSINE = 0.999
-INT8_P1_COSINE = 0.997
-INT8_MIN_COSINE = 0.985
+# Activations and weights have 8 bits, so vectors are near and not equal (benchmarks/results/quality.json). These bounds
+# are of STS dev, of odd text, and of any text at all.
+INT8_MEAN_COSINE = 0.9994
+INT8_P1_COSINE = 0.9985
+INT8_MIN_COSINE = 0.9970
+INT8_ODD_COSINE = 0.9960
+INT8_LOWEST_COSINE = 0.9950
 SPEARMAN_TOLERANCE = 0.002
 
 
@@ -61,14 +62,14 @@ def test_float32_equals_the_reference_on_sts(
 
 def test_int8_is_near_the_reference_on_hostile_texts(int8: Embedder, hostile_reference: np.ndarray) -> None:
     found = cosines(int8.embed([*HOSTILE, *LONE_SURROGATES]).vectors, hostile_reference)
-    assert found.min() > INT8_MIN_COSINE
+    assert found.min() >= INT8_LOWEST_COSINE
 
 
 def test_int8_is_near_the_reference_on_sts(int8: Embedder, sts_texts: list[str], sts_reference: np.ndarray) -> None:
     found = cosines(int8.embed(sts_texts).vectors, sts_reference)
-    assert found.mean() > INT8_MEAN_COSINE
-    assert np.quantile(found, 0.01) > INT8_P1_COSINE
-    assert found.min() > INT8_MIN_COSINE
+    assert found.mean() >= INT8_MEAN_COSINE
+    assert np.quantile(found, 0.01) >= INT8_P1_COSINE
+    assert found.min() >= INT8_MIN_COSINE
 
 
 @pytest.mark.parametrize("name", ["naughty_strings.jsonl", "unicode_multilingual.jsonl"])
@@ -77,7 +78,7 @@ def test_int8_is_near_the_reference_on_odd_text(
 ) -> None:
     lines = (eval_data / name).read_text("utf-8").split("\n")
     texts = [readable(json.loads(line)["text"]) for line in lines if line]
-    assert cosines(int8.embed(texts).vectors, reference(texts)).min() > INT8_MIN_COSINE
+    assert cosines(int8.embed(texts).vectors, reference(texts)).min() >= INT8_ODD_COSINE
 
 
 def test_int8_ranks_pairs_as_the_reference_does(
@@ -97,7 +98,8 @@ def test_int8_ranks_pairs_as_the_reference_does(
 def test_int8_finds_the_passages_that_the_reference_finds(
     int8: Embedder, reference: Reference, eval_data: Path
 ) -> None:
-    """Of the ten passages nearest to a query in float32, how many are among INT8's ten: at least 95 %."""
+    """Of the ten passages nearest to a query in float32, how many are among INT8's ten: at least 96 %, on a part of the
+    set that `python -m benchmarks quality` has."""
     lines = (eval_data / "throughput_corpus.jsonl").read_text("utf-8").split("\n")
     entries = [json.loads(line) for line in lines if line][:2500]
     passages = [entry["text"] for entry in entries if entry["kind"] == "passage"][:600]
@@ -109,7 +111,7 @@ def test_int8_finds_the_passages_that_the_reference_finds(
         for embed in (lambda texts: int8.embed(texts).vectors, reference)
     ]
     kept = [len(set(ours) & set(theirs)) / 10 for ours, theirs in zip(*nearest, strict=True)]
-    assert np.mean(kept) >= 0.95
+    assert np.mean(kept) >= 0.96
 
 
 @pytest.mark.parametrize("words", [1, 253, 254, 255, 256, 300, 2000])

@@ -10,6 +10,7 @@ import pytest
 from benchmarks import report
 from benchmarks.contenders import CONTENDERS, OURS
 from benchmarks.results import Result, tables
+from export.words import FORMS
 
 MACHINE = {
     "cpu": "Example CPU",
@@ -68,13 +69,17 @@ def _throughput(grid: bool = True) -> Result:
     return _result("throughput", rows, roofline=roofline, **given)
 
 
-def _quality() -> Result:
+def _quality(words: bool = True) -> Result:
     rows: list[dict[str, Any]] = []
     for name in CONTENDERS:
         cosine = 1 - DISTANCES.get(name, 0)
         row = {"contender": name, "mean_cosine": cosine, "p1_cosine": cosine, "min_cosine": cosine}
         row |= {"texts": 9, "max_abs_difference": 0.0, "batch_difference": 0.0}
         rows += [row | {"set": "texts"}, row | {"set": "pairs.tsv", "spearman": 0.86}]
+    lowest = [{"word": word, "cosine": 0.995} for word in ("nods", "|", "`")]
+    for form in FORMS if words else ():
+        statistics = {"texts": 1234, "mean_cosine": 0.999, "p1_cosine": 0.998, "min_cosine": 0.995, "lowest": lowest}
+        rows.append({"contender": "int8", "set": "vocabulary", "form": form, **statistics})
     return _result("quality", rows, sets={"texts": 9, "pairs.tsv": 9}, bytes=dict.fromkeys(CONTENDERS, 23_000_000))
 
 
@@ -197,6 +202,16 @@ def test_results_without_the_samples_of_a_plot_have_none(results: Mapping[str, R
     }
     assert report.plotted(reduced) == ["cold-start", "quality"]
     assert "no cgroups" in report.document(reduced)
+
+
+def test_the_vocabulary_has_a_table_where_it_was_measured(results: Mapping[str, Result]) -> None:
+    title = "Quality on 1,234 words of the vocabulary, each in 5 forms"
+    line = r"| 250 times | 0.99900 | 0.99800 | 0.99500 | `nods` 0.9950, `\|` 0.9950, `` ` `` 0.9950 |"
+    assert title in report.document(results)
+    assert line in report.document(results).splitlines()
+    without = {**results, "quality": _quality(words=False)}
+    assert title not in report.document(without)
+    assert "quality" in report.plotted(without)
 
 
 def test_each_machine_is_named(results: Mapping[str, Result]) -> None:
