@@ -83,7 +83,7 @@ def _int8_rates(
     source = np.random.default_rng(0)
     # The range of the model's own weights, whose sums do not saturate on AVX2.
     node, constants = kind(source.integers(-63, 64, (rows, columns), np.int8))
-    return _rates(node, constants, source.integers(0, 256, (TOKENS, rows), np.uint8), columns, threads)
+    return _rates(node, constants, source.integers(0, 224, (TOKENS, rows), np.uint8), columns, threads)
 
 
 def _float32_rates(rows: int, columns: int, threads: int) -> list[float]:

@@ -71,10 +71,10 @@ static INLINE Floats FUNCTION(gelu)(Floats x) {
 static INLINE void FUNCTION(encode)(const Coding *of, const int64_t row, const float *y, Floats lowest,
                                     Floats highest) {
     const float low = -FUNCTION(highest)(-lowest), range = FUNCTION(highest)(highest) - low;
-    const Floats start = FUNCTION(all)(low), inverse = FUNCTION(all)(range > SMALLEST_RANGE ? 255 / range : 0);
+    const Floats start = FUNCTION(all)(low), inverse = FUNCTION(all)(range > SMALLEST_RANGE ? LARGEST_CODE / range : 0);
     float *rest = of->rest + row * (OUTLIERS + of->outlier_count);
     uint8_t *codes = of->codes + row * of->size;
-    rest[SCALE] = range / 255;
+    rest[SCALE] = range / LARGEST_CODE;
     rest[LOWEST] = low;
     for (int64_t j = 0; j < of->outlier_count; j++) rest[OUTLIERS + j] = y[of->outlier_channels[j]];
     for (int64_t i = 0; i < of->size; i += LANES) {
@@ -178,19 +178,31 @@ static INLINE void FUNCTION(block)(const int rows, const Product *of, const int6
             }
         }
     }
+    const float *rest = of->rest + row * of->rest_size, *rest_weight = of->rest_weight + column;
+    Floats found[TALL][WIDE];
     UNROLL
     for (int c = 0; c < WIDE; c++) {
         const Floats scale = FUNCTION(load)(of->scale + column + c * LANES);
         const Floats bias = FUNCTION(load)(of->bias + column + c * LANES);
         UNROLL
         for (int r = 0; r < rows; r++) {
-            const float *rest = of->rest + (row + r) * of->rest_size, *weights = of->rest_weight + column + c * LANES;
-            Floats sum = __builtin_convertvector(sums[r][c], Floats) * FUNCTION(all)(rest[SCALE]);
-            sum = FUNCTION(fma)(sum, scale, bias);
-            for (int64_t j = LOWEST; j < of->rest_size; j++, weights += of->columns)
-                sum = FUNCTION(fma)(FUNCTION(all)(rest[j]), FUNCTION(load)(weights), sum);
-            FUNCTION(store)(y + r * step + c * LANES, sum);
+            const Floats row_scale = FUNCTION(all)(rest[r * of->rest_size + SCALE]);
+            found[r][c] = FUNCTION(fma)(__builtin_convertvector(sums[r][c], Floats) * row_scale, scale, bias);
         }
+    }
+    for (int64_t j = LOWEST; j < of->rest_size; j++, rest_weight += of->columns) {
+        UNROLL
+        for (int c = 0; c < WIDE; c++) {
+            const Floats weight = FUNCTION(load)(rest_weight + c * LANES);
+            UNROLL
+            for (int r = 0; r < rows; r++)
+                found[r][c] = FUNCTION(fma)(FUNCTION(all)(rest[r * of->rest_size + j]), weight, found[r][c]);
+        }
+    }
+    UNROLL
+    for (int r = 0; r < rows; r++) {
+        UNROLL
+        for (int c = 0; c < WIDE; c++) FUNCTION(store)(y + r * step + c * LANES, found[r][c]);
     }
 }
 

@@ -18,7 +18,7 @@
    CODING stands for (factor, outlier_channels): z = y factor, with one factor a channel, 0 for outlier channels. The
    range of each row is its own, so that a row's codes depend on nothing but the row:
 
-         lowest = min z,  scale = (max z - lowest) / 255,  codes = round((z - lowest) / scale)
+         lowest = min z,  scale = (max z - lowest) / 223,  codes = round((z - lowest) / scale)
          rest = (scale, lowest, the outlier channels of y)
 
    PRODUCT stands for (codes, rest, weight, sums, scale, bias, rest_weight) of a layer of so many inputs and columns:
@@ -28,7 +28,7 @@
    codes W in exact integers; sums are those of the columns of W. The first row of rest_weight is sums scale, by which
    the lowest value counts, the others are the float32 weights of the outlier channels. weight is W of int8, shape
    (columns / 32, 32 inputs), in the order in which the products read it: block of 32 columns, four inputs, column,
-   input. Two weights of one sign of the inputs 2i and 2i + 1 add up to at most 128 in magnitude (quantize/linear.py
+   input. Two weights of one sign of the inputs 2i and 2i + 1 add up to at most 146 in magnitude (quantize/linear.py
    tells why). */
 
 #include "onnxruntime.h"
@@ -57,8 +57,11 @@
 /* 1.5 * 2^23: between 2^23 and 2^24 float32 has integers alone. */
 #define ROUND 12582912.0f
 
-/* A row of a smaller range counts as one of equal numbers: 255 divided by it could overflow. */
+/* A row of a smaller range counts as one of equal numbers: 223 divided by it could overflow. */
 #define SMALLEST_RANGE 1e-30f
+
+/* quantize/linear.py tells why it is not 255. */
+#define LARGEST_CODE 223.0f
 
 enum { LANES = 16 };
 typedef float Floats __attribute__((ext_vector_type(LANES)));

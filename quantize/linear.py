@@ -16,11 +16,13 @@ Y = X W + b, X of shape (tokens, in), W of shape (in, out), becomes
 The file must give the same sums on every CPU. x86 without VNNI multiplies unsigned by signed bytes and adds two such
 products, of input channels 2i and 2i+1, in 16 bits, where they saturate (onnxruntime's documentation, "Quantize ONNX
 models", "U8S8 saturation"; the instruction is VPMADDUBSW). The usual remedy is 7 bits, |W_q| <= 63. But codes are never
-negative, so such a sum is at most 255 times the weights of one sign, and it is enough that
+negative, so such a sum is at most the largest code times the weights of one sign, and it is enough that
 
-    the weights of one sign in a pair add up to at most 128 in magnitude:    255 * 128 = 32640 < 2^15
+    codes are at most 223, and the weights of one sign in a pair add up to at most 146:    223 * 146 = 32558 < 2^15
 
-Large weights seldom meet in a pair, so most columns use nearly all of -127..127: almost a bit more than 63.
+Large weights seldom meet in a pair, so most columns use nearly all of -127..127: almost a bit more than 63. With codes
+up to 255 and pairs up to 128 activations would be finer and weights coarser, and weights' errors, which are the same in
+every token, are the ones that do not average out.
 
 And it must have the same bytes whichever machine makes it. So all that decides a weight is element by element, in
 IEEE 754's operations, or a maximum: no sum, whose order would be a library's, and no function that libraries

@@ -23,9 +23,9 @@ Array = npt.NDArray[np.float32]
 Array64 = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
-LARGEST, LARGEST_PAIR = 127, 128
-"""Bounds on a weight's magnitude, and on the sum of two weights of one sign in the input channels 2i and 2i+1
-(linear.py tells why)."""
+LARGEST_CODE, LARGEST, LARGEST_PAIR = 223, 127, 146
+"""Bounds on an input's code, on a weight's magnitude, and on the sum of two weights of one sign in the input channels
+2i and 2i+1 (linear.py tells why)."""
 DAMPING = 0.3
 """Added to H's diagonal, in units of it, for what the inputs seen do not tell. Rounding comes near to rounding to
 nearest as it grows."""

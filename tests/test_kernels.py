@@ -24,6 +24,7 @@ from kernels import LIBRARY, VERSION, library
 from kernels.__main__ import CompileError, compile_operators
 from quantize import QuantizationError
 from quantize.assemble import DOMAIN, product_constants
+from quantize.rounding import LARGEST_CODE
 from quantize.session import open_session
 from tests.portability import command, missing
 
@@ -59,7 +60,7 @@ def assert_codes(codes: np.ndarray, rest: np.ndarray, exact: np.ndarray, inputs:
     """Codes and rest of rows that are `exact`, float64 of shape (rows, channels)."""
     factor, channels = inputs["factor"].astype(float), inputs["outlier_channels"]
     z = exact * factor
-    lowest, scale = z.min(axis=1), (z.max(axis=1) - z.min(axis=1)) / 255
+    lowest, scale = z.min(axis=1), (z.max(axis=1) - z.min(axis=1)) / LARGEST_CODE
     assert (codes.dtype, codes.shape) == (np.uint8, exact.shape)
     assert (rest.dtype, rest.shape) == (np.float32, (len(exact), 2 + len(channels)))
     np.testing.assert_allclose(rest[:, 0], scale, rtol=1e-4)
@@ -127,7 +128,7 @@ def product_inputs(rows: int, size: int, columns: int, outliers: int = 0) -> tup
     ).astype(np.float32)
     rest[:, 1] *= 100 * rest[:, 0]
     inputs = {
-        "input": random.integers(0, 256, (rows, size), np.uint8),
+        "input": random.integers(0, LARGEST_CODE + 1, (rows, size), np.uint8),
         "input_rest": rest,
         **product_constants(weight, scale, normal(columns), outlier_weight),
     }
@@ -226,9 +227,9 @@ def quantized(*row: float) -> tuple[list[int], list[float]]:
 
 
 def test_codes_span_the_range_of_their_row_and_are_rounded_half_to_even() -> None:
-    assert quantized(0, 255, 0.5, 1.5, 2.5, 254.4, 254.5) == ([0, 255, 0, 2, 2, 254, 254], [1, 0])
-    assert quantized(-128, 127, 0, 0.5) == ([0, 255, 128, 128], [1, -128])
-    assert quantized(3, 258, 4) == ([0, 255, 1], [1, 3])  # 0 need not be in the range
+    assert quantized(0, 223, 0.5, 1.5, 2.5, 222.4, 222.5) == ([0, 223, 0, 2, 2, 222, 222], [1, 0])
+    assert quantized(-128, 95, 0, 0.5) == ([0, 223, 128, 128], [1, -128])
+    assert quantized(3, 226, 4) == ([0, 223, 1], [1, 3])  # 0 need not be in the range
 
 
 @pytest.mark.parametrize("value", [0, -7, 3e38])

@@ -21,6 +21,7 @@ from export.texts import EXTREME, VERIFICATION_TEXTS
 from handler.artifact import open_artifact
 from handler.embedder import Embedder
 from quantize.assemble import DOMAIN, product_constants
+from quantize.rounding import LARGEST, LARGEST_CODE, LARGEST_PAIR
 from tests.portability import CPUS, command, missing
 
 # From the float32 model, on ordinary, hostile and extreme texts. To one that saturates this is lost.
@@ -37,11 +38,11 @@ Weights = Callable[[np.random.Generator, int, int], np.ndarray]
 
 
 def bounded(signs: tuple[int, ...]) -> Weights:
-    """Pairs 2i, 2i+1 of one sign whose magnitudes, split at random, add up to exactly the bound, 128."""
+    """Pairs 2i, 2i+1 of one sign whose magnitudes, split at random, add up to exactly the bound."""
 
     def weights(random: np.random.Generator, inputs: int, outputs: int) -> np.ndarray:
-        first = random.integers(1, 128, (inputs // 2, 1, outputs))
-        pairs = np.concatenate([first, 128 - first], axis=1)
+        first = random.integers(LARGEST_PAIR - LARGEST, LARGEST + 1, (inputs // 2, 1, outputs))
+        pairs = np.concatenate([first, LARGEST_PAIR - first], axis=1)
         return (pairs * random.choice(signs, (inputs // 2, 1, outputs))).reshape(inputs, outputs)
 
     return weights
@@ -92,8 +93,8 @@ def write_product(folder: Path, kind: str, inputs: int, outputs: int) -> dict[st
     random = np.random.default_rng([inputs, outputs])
     weight = {**WITHIN_BOUND, **BEYOND_BOUND}[kind](random, inputs, outputs)
     assert np.abs(weight).max() <= 127
-    activations = {f"largest-{rows}": np.full((rows, inputs), 255, np.uint8) for rows in ROWS}
-    activations |= {f"random-{rows}": random.integers(0, 256, (rows, inputs), np.uint8) for rows in ROWS}
+    activations = {f"largest-{rows}": np.full((rows, inputs), LARGEST_CODE, np.uint8) for rows in ROWS}
+    activations |= {f"random-{rows}": random.integers(0, LARGEST_CODE + 1, (rows, inputs), np.uint8) for rows in ROWS}
     name = f"{kind}-{inputs}x{outputs}"
     onnx.save(product_model(weight), folder / f"{name}.onnx")
     np.savez(folder / f"{name}.npz", **activations)

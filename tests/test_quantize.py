@@ -26,7 +26,7 @@ from quantize.assemble import BLOCK, QUAD, assemble
 from quantize.dynamic import DynamicRecipe
 from quantize.fusion import Graph, Group, fuse
 from quantize.linear import outlier_channels, quantize_linear, smoothing_factors
-from quantize.rounding import LARGEST, on_grid, round_weights
+from quantize.rounding import LARGEST, LARGEST_CODE, on_grid, round_weights
 from quantize.vocabulary import REPEATED, SIZES, TIMES, cut, pieces
 
 
@@ -81,9 +81,9 @@ def test_the_artifact_is_what_quantize_makes(
 
 
 def largest_pair_sum(weight: np.ndarray) -> int:
-    """The largest magnitude that codes of 0 to 255 can give the sum of two products, of input channels 2i and 2i+1."""
+    """The largest magnitude that codes of 0 to 223 can give the sum of two products, of input channels 2i and 2i+1."""
     pairs = weight.astype(int).reshape(-1, 2, weight.shape[1])
-    return 255 * int(max(np.maximum(pairs, 0).sum(axis=1).max(), np.maximum(-pairs, 0).sum(axis=1).max()))
+    return LARGEST_CODE * int(max(np.maximum(pairs, 0).sum(axis=1).max(), np.maximum(-pairs, 0).sum(axis=1).max()))
 
 
 def test_static_graph_is_the_one_that_is_fast_and_portable(model_folder: Path) -> None:
