@@ -71,7 +71,7 @@ $(OPERATORS): .venv/serve $(wildcard kernels/*.py kernels/*.c kernels/*.h)
 	@touch $@
 
 # What else is in export/ makes no other model.
-NOT_THE_BUILD := $(addprefix export/,__main__.py deployment.py options.py package.py publish.py stub_library.py upload.py)
+NOT_THE_BUILD := $(addprefix export/,__main__.py deployment.py options.py package.py pins.py publish.py stub_library.py upload.py)
 
 $(MODEL): .venv/serve $(OPERATORS) $(filter-out $(NOT_THE_BUILD),$(wildcard export/*.py quantize/*.py)) handler/artifact.py
 	$(BIN)/python -m export --output $(MODELS)

@@ -12,6 +12,7 @@ try:
     from export.manifest import describe, summary, verified
     from export.mapping import map_weights
     from export.options import precisions
+    from export.pins import warning
     from export.progress import Steps
     from export.source import DEFAULT_MODEL, fetch, identify
     from export.to_onnx import to_onnx
@@ -72,6 +73,8 @@ def build(arguments: argparse.Namespace) -> None:
             is_new = store.install(built, model_folder, manifest.version)
     steps.console.print(summary(manifest))
     print(f"{model_folder}: version {manifest.version} is in use{'' if is_new else ', unchanged'}")
+    if differs := warning(manifest):
+        print(differs, file=sys.stderr)
 
 
 def _parse_arguments(command_line: Sequence[str]) -> argparse.Namespace:

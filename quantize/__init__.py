@@ -1,4 +1,4 @@
-"""Float32 ONNX to INT8 ONNX, with onnx, onnxruntime, numpy and tokenizers; no torch.
+"""Float32 ONNX to INT8 ONNX, with onnx, onnxruntime (its fusion needs sympy), numpy and tokenizers; no torch.
 
 from quantize import quantize
 quantize(Path("model.onnx"), Path("model_int8.onnx"), Path("tokenizer.json"))

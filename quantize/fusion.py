@@ -161,6 +161,8 @@ def _fused(source: Path, model: onnx.ModelProto) -> onnx.ModelProto:
     try:
         with redirect_stdout(StringIO()):  # where it tells of shapes that it cannot infer
             fused: onnx.ModelProto = optimize_model(model, "bert", optimization_options=options, opt_level=0).model
+    except ImportError as error:
+        raise QuantizationError(f"onnxruntime's fusion lacks a package ({error}): pip install '.[export]'") from error
     except Exception as error:  # the tool raises whatever a graph leads to that it does not foresee
         raise QuantizationError(f"{source} stops onnxruntime's fusion ({error!r}), {REMEDY}") from error
     return fused

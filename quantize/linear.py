@@ -36,7 +36,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from quantize.rounding import round_weights
+from quantize.rounding import round_to_nearest, round_weights
 
 Array = npt.NDArray[np.float32]
 Array64 = npt.NDArray[np.float64]
@@ -68,19 +68,23 @@ def quantize_linear(
     bias: Array,
     smoothing: Array,
     outliers: npt.NDArray[np.int64],
-    products: Array64,
+    products: Array64 | None,
 ) -> QuantizedLinear:
     """Quantize one group of linears.
 
-    `weight` has shape (in, out), `bias` (out,), `smoothing` (in,); `products` is X^T X of inputs, shape (in, in).
+    `weight` has shape (in, out), `bias` (out,), `smoothing` (in,); `products` is X^T X of inputs, shape (in, in), by
+    which rounding errors are made good, or None.
     """
     factor = np.float32(1) / smoothing
     factor[outliers] = 0
     scaled = weight * smoothing[:, None]
     scaled[outliers] = 0
-    products = products.copy()
-    products[outliers], products[:, outliers] = 0, 0  # or their rows would make good for others
-    codes, scale = round_weights(scaled, products, smoothing)
+    if products is None:
+        codes, scale = round_to_nearest(scaled)
+    else:
+        products = products.copy()
+        products[outliers], products[:, outliers] = 0, 0  # or their rows would make good for others
+        codes, scale = round_weights(scaled, products, smoothing)
     return QuantizedLinear(factor, outliers, codes, scale, bias, outlier_weight=weight[outliers])
 
 

@@ -40,11 +40,17 @@ def on_grid(values: Array64, bits: int, bound: float) -> Array64:
     return found
 
 
-def round_weights(weight: Array, products: Array64, smoothing: Array) -> tuple[npt.NDArray[np.int8], Array]:
-    """int8 weights that saturate no CPU's sums, shape (in, out), and one scale a column.
+def round_to_nearest(weight: Array) -> tuple[npt.NDArray[np.int8], Array]:
+    """int8 weights that saturate no CPU's sums, shape (in, out), and one scale a column."""
+    scale = _column_scales(weight)
+    return np.rint(weight / scale).astype(np.int8), scale
 
-    `weight` has shape (in, out); `products`, (in, in), is X^T X of inputs that are divided by `smoothing`, (in,),
-    before they are multiplied with `weight`.
+
+def round_weights(weight: Array, products: Array64, smoothing: Array) -> tuple[npt.NDArray[np.int8], Array]:
+    """The same, with errors made good.
+
+    `products`, (in, in), is X^T X of inputs that are divided by `smoothing`, (in,), before they are multiplied with
+    `weight`.
     """
     scale = _column_scales(weight)
     # A channel that no input reached counts a little, or nothing could be divided by it.
@@ -56,7 +62,9 @@ def round_weights(weight: Array, products: Array64, smoothing: Array) -> tuple[n
     size = (size / smoothing)[order]
     # L of the inputs themselves and not of their correlations.
     feedback = on_grid(factor / np.diag(factor) * size[:, None] / size, bits=16, bound=2.0**10)
-    partner = np.argsort(order)[(order ^ 1).clip(max=len(order) - 1)]
+    place = np.empty_like(order)
+    place[order] = np.arange(len(order))
+    partner = place[(order ^ 1).clip(max=len(order) - 1)]
     codes = np.empty(weight.shape, np.int8)
     codes[order] = _round(weight[order].astype(np.float64) / scale, feedback, partner)
     return codes, scale
@@ -66,7 +74,9 @@ def _column_scales(weight: Array) -> Array:
     pairs = np.concatenate([weight, weight[:0] if len(weight) % 2 == 0 else np.zeros_like(weight[:1])])
     pairs = pairs.reshape(-1, 2, weight.shape[1])
     sums = np.maximum(np.maximum(pairs, 0).sum(axis=1), np.maximum(-pairs, 0).sum(axis=1))
-    fitting = np.maximum(np.abs(weight).max(axis=0) / np.float32(LARGEST), sums.max(axis=0) / np.float32(LARGEST_PAIR))
+    # Of two numbers with a sum below a whole number not both can be rounded up beyond it.
+    pair = np.float32(LARGEST_PAIR - 1e-3)
+    fitting = np.maximum(np.abs(weight).max(axis=0) / np.float32(LARGEST), sums.max(axis=0) / pair)
     scale: Array = np.maximum(fitting, np.float32(1e-12))
     return scale
 

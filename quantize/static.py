@@ -26,7 +26,7 @@ Array = npt.NDArray[np.float32]
 Array64 = npt.NDArray[np.float64]
 Advance = Callable[[int, int], None]
 
-SAMPLE = 4
+SAMPLE = 8
 """One token in so many counts for the products of channels, which take most of the time."""
 
 
@@ -82,7 +82,7 @@ class StaticRecipe:
 
     def _inputs(self, graph: Graph, pieces: Sequence[Sequence[int]], advance: Advance) -> dict[str, Inputs]:
         """Of each group, by the name of its input."""
-        plain = {group.name: quantize_linear(group.weight, group.bias, *_plain(group)) for group in graph.groups}
+        plain = {group.name: quantize_linear(group.weight, group.bias, *_plain(group), None) for group in graph.groups}
         found = {group.input: Inputs.none(len(group.weight)) for group in graph.groups}
         names = [name for tensor in found for name in (codes_of(tensor), rest_of(tensor))]
         session = open_session(assemble(graph, plain, names).SerializeToString())
@@ -100,15 +100,15 @@ class StaticRecipe:
         of_output = {linear.output: group for group in graph.groups for linear in group.linears}
         done: dict[str, QuantizedLinear] = {}
         for group in graph.groups:
-            smoothing, outliers, products = _plain(group)
-            largest = inputs[group.input].largest
-            if self.compensate:
-                products = inputs[group.input].products
+            smoothing, outliers = _plain(group)
+            largest, products = inputs[group.input].largest, inputs[group.input].products
             if self.smooth:
                 smoothing = smoothing_factors(largest, group.weight)
             if group.folds_into is None:
                 outliers = outlier_channels(largest, group.weight, self.outliers)
-            done[group.name] = quantize_linear(group.weight, group.bias, smoothing, outliers, products)
+            done[group.name] = quantize_linear(
+                group.weight, group.bias, smoothing, outliers, products if self.compensate else None
+            )
             if group.folds_into is not None:
                 source = of_output[group.folds_into]
                 columns = source.columns(group.folds_into)
@@ -116,10 +116,9 @@ class StaticRecipe:
         return done
 
 
-def _plain(group: Group) -> tuple[Array, npt.NDArray[np.int64], Array64]:
-    """No smoothing, no outlier channels, and inputs that tell nothing of one another."""
-    size = len(group.weight)
-    return np.ones(size, np.float32), np.zeros(0, np.int64), np.eye(size)
+def _plain(group: Group) -> tuple[Array, npt.NDArray[np.int64]]:
+    """No smoothing and no outlier channels."""
+    return np.ones(len(group.weight), np.float32), np.zeros(0, np.int64)
 
 
 def _divided(quantized: QuantizedLinear, columns: slice, smoothing: Array) -> QuantizedLinear:

@@ -21,7 +21,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from export import ExportError
+from export import ExportError, pins
 from export.mapping import map_weights
 from export.source import DEFAULT_MODEL, PINS, fetch
 from export.verify import verify
@@ -32,7 +32,7 @@ from tests.conftest import ROOT
 from tests.hub import serve_hub
 
 STEPS = 6
-FAST = ("--recipe", "avx512_vnni")  # without a minute of calibration, where INT8 itself is not the question
+FAST = ("--recipe", "avx512_vnni")  # in a second, where INT8 itself is not the question
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}
 
 
@@ -222,6 +222,41 @@ def test_another_model_is_read_from_its_own_files(
     expected = SentenceTransformer(str(source_copy), device="cpu").encode(texts)
     np.testing.assert_allclose(Embedder.load(folder, "fp32").embed(texts).vectors, expected, atol=1e-4)
     assert np.abs(expected - reference(texts)).max() > 0.1
+
+
+def test_this_machines_build_is_the_pinned_one(model_folder: Path) -> None:
+    assert pins.differences(open_artifact(model_folder).manifest) == []
+
+
+def test_a_build_that_is_not_the_pinned_one_is_told(model_folder: Path) -> None:
+    manifest = open_artifact(model_folder).manifest
+    assert pins.warning(manifest) == ""
+    name = "model_int8.onnx_data"
+    other = {**manifest.files, name: manifest.files[name]._replace(sha256="0" * 64)}
+    told = pins.warning(manifest._replace(files=other, version="c9745ed1-00000000"))
+    assert f"SHA-256 of {name} is {'0' * 64}, pinned is {manifest.files[name].sha256}" in told
+    assert f"the version's name is c9745ed1-00000000, pinned is {manifest.version}" in told
+    assert "python -m export.pins" in told
+    del other[name]
+    assert f"SHA-256 of {name} is None" in pins.warning(manifest._replace(files=other))
+
+
+def test_other_models_and_recipes_have_no_pins(model_folder: Path) -> None:
+    manifest = open_artifact(model_folder).manifest
+    assert pins.differences(manifest._replace(model="some/other", version="x", files={})) == []
+    dynamic = {**manifest.precisions, "int8": manifest.precisions["int8"]._replace(recipe="avx2")}
+    assert pins.differences(manifest._replace(precisions=dynamic, version="x", files={})) == []
+    alone = {"int8": manifest.precisions["int8"]}
+    assert pins.differences(manifest._replace(precisions=alone, version="another name")) == []
+
+
+def test_one_command_prints_the_pins(model_folder: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "export.pins"]
+    ran = subprocess.run([*command, str(model_folder)], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout in Path(pins.__file__).read_text("utf-8")
+    ran = subprocess.run([*command, str(tmp_path)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (1, "")
+    assert ran.stderr.startswith(f"export.pins: no model in {tmp_path}")
 
 
 def test_an_artifact_below_the_bar_is_not_verified(model_folder: Path) -> None:

@@ -12,14 +12,11 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import helper
-from transformers import BertConfig, BertModel
 
-from export.to_onnx import to_onnx
 from handler.artifact import WEIGHTS_SUFFIX, open_artifact
 from quantize import DEFAULT_RECIPE, RECIPES, QuantizationError, quantize
 from quantize.assemble import BLOCK, QUAD, assemble
@@ -28,6 +25,7 @@ from quantize.fusion import Graph, Group, fuse
 from quantize.linear import outlier_channels, quantize_linear, smoothing_factors
 from quantize.rounding import LARGEST, LARGEST_CODE, on_grid, round_weights
 from quantize.vocabulary import REPEATED, SIZES, TIMES, cut, pieces
+from tests.encoders import random_encoder
 
 
 @pytest.fixture(scope="module")
@@ -238,19 +236,6 @@ def test_smoothing_makes_the_ranges_of_inputs_and_weights_equal() -> None:
     smoothing = smoothing_factors(largest, weight)
     assert smoothing.tolist() == [0.5, 8, 1]
     np.testing.assert_array_equal((largest / smoothing)[:2], np.abs(weight * smoothing[:, None]).max(axis=1)[:2])
-
-
-ENCODER = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 160}
-
-
-def random_encoder(folder: Path, tokenizer: Path, **settings: object) -> Path:
-    """Write `model.onnx`, of other sizes and with random weights, exported as the real one is; returns its path."""
-    torch.manual_seed(0)
-    config = BertConfig(**ENCODER | settings, initializer_range=0.2)
-    BertModel(config).save_pretrained(folder / "model")
-    shutil.copy(tokenizer, folder / "model" / "tokenizer.json")
-    to_onnx(folder / "model", folder / "model.onnx", folder)
-    return folder / "model.onnx"
 
 
 @pytest.mark.parametrize(("activation", "operator"), [("gelu", "LinearGeluQuantize"), ("relu", "Quantize")])

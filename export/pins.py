@@ -1,0 +1,71 @@
+"""What the export makes of the default model, on every machine: digests of the INT8 files, and the version's name.
+
+After an intended change `python -m export.pins` prints what to write here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from export.source import DEFAULT_MODEL
+from handler.artifact import MODEL_FILES, WEIGHTS_SUFFIX, ArtifactError, Manifest, open_artifact
+from quantize import DEFAULT_RECIPE
+
+INT8_FILES = (MODEL_FILES["int8"], MODEL_FILES["int8"] + WEIGHTS_SUFFIX)
+
+VERSION = "c9745ed1-238ef14e"
+DIGESTS: Mapping[str, str] = {
+    "model_int8.onnx": "c3f05f3c5f0b81067b633a6ee4bcda5890c57ee74a03de6cee813cfe069f9684",
+    "model_int8.onnx_data": "ff0b30b35e957dce5a87d43bd184055af643006cf6a7f46d663e551f2e6cc08e",
+}
+"""SHA-256 of the files."""
+
+
+def differences(manifest: Manifest) -> list[str]:
+    """What is not as it is pinned, one sentence each; nothing for another model or recipe, which have no pins.
+
+    The name is that of a version with both precisions.
+    """
+    int8 = manifest.precisions.get("int8")
+    if manifest.model != DEFAULT_MODEL or int8 is None or int8.recipe != DEFAULT_RECIPE:
+        return []
+    found = {name: manifest.files[name].sha256 for name in INT8_FILES if name in manifest.files}
+    pairs = [(f"SHA-256 of {name}", found.get(name), pinned) for name, pinned in DIGESTS.items()]
+    if set(manifest.precisions) == set(MODEL_FILES):
+        pairs.append(("the version's name", manifest.version, VERSION))
+    return [f"{what} is {made}, pinned is {pinned}" for what, made, pinned in pairs if made != pinned]
+
+
+def warning(manifest: Manifest) -> str:
+    """What to say of a version that is not the pinned one; "" of the pinned one."""
+    found = differences(manifest)
+    if not found:
+        return ""
+    return (
+        f"export: warning: {'; '.join(found)}. Vectors of two builds must not be mixed. Take the versions of "
+        "constraints.txt; after an intended change, write what `python -m export.pins` prints into export/pins.py"
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m export.pins", description="Print the pins of a built version.")
+    default = Path("build/ml-models", DEFAULT_MODEL.split("/")[-1])
+    parser.add_argument("folder", nargs="?", type=Path, default=default, help="model folder; default: %(default)s")
+    try:
+        manifest = open_artifact(parser.parse_args().folder).manifest
+    except ArtifactError as error:
+        print(f"export.pins: {error}", file=sys.stderr)
+        return 1
+    print(f'VERSION = "{manifest.version}"')
+    print("DIGESTS: Mapping[str, str] = {")
+    for name in INT8_FILES:
+        print(f'    "{name}": "{manifest.files[name].sha256}",')
+    print("}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
