@@ -1,4 +1,4 @@
-"""What each part of the static recipe brings: the recipe without it, on the sets that `quality` uses."""
+"""What each part of the recipe brings: the recipe without it, on the sets that `quality` uses."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from export.manifest import file_entry
 from export.verify import compare
 from handler.artifact import MODEL_FILES, Artifact, open_artifact
 from handler.embedder import Embedder
-from quantize import StaticRecipe
+from quantize import PerTokenRecipe
 from quantize.vocabulary import pieces
 
 WHOLE = "the recipe"
 
 
-VARIANTS: Mapping[str, StaticRecipe] = {
-    WHOLE: StaticRecipe(),
-    "no smoothing": StaticRecipe(smooth=False),
-    "no outlier channels": StaticRecipe(outliers=0),
-    "rounding to nearest": StaticRecipe(compensate=False),
-    "none of these": StaticRecipe(smooth=False, outliers=0, compensate=False),
+VARIANTS: Mapping[str, PerTokenRecipe] = {
+    WHOLE: PerTokenRecipe(),
+    "no smoothing": PerTokenRecipe(smooth=False),
+    "no outlier channels": PerTokenRecipe(outliers=0),
+    "rounding to nearest": PerTokenRecipe(compensate=False),
+    "none of these": PerTokenRecipe(smooth=False, outliers=0, compensate=False),
 }
 
 
@@ -49,7 +49,7 @@ def figures(result: Result) -> Figures:
     sets = list(result.parameters["sets"])
     cells = {(row["variant"], row["set"]): row for row in result.rows}
     return Figures(
-        "What each part of the static recipe brings: mean and minimum cosine to float32",
+        "What each part of the recipe brings: mean and minimum cosine to float32",
         ["", *sets],
         [
             [variant, *(_cell(cells[variant, name]) for name in sets)]
@@ -62,7 +62,7 @@ def _cell(row: Mapping[str, Any]) -> str:
     return f"{row['mean_cosine']:.5f} / {row['min_cosine']:.3f}"
 
 
-def _quantized(artifact: Artifact, recipe: StaticRecipe, workdir: Path) -> Embedder:
+def _quantized(artifact: Artifact, recipe: PerTokenRecipe, workdir: Path) -> Embedder:
     """An embedder of the artifact's float32 file quantized by `recipe`."""
     for name in artifact.manifest.files:
         (workdir / name).symlink_to(Path(artifact.folder, name).absolute())

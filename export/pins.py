@@ -16,7 +16,7 @@ from quantize import DEFAULT_RECIPE
 
 INT8_FILES = (MODEL_FILES["int8"], MODEL_FILES["int8"] + WEIGHTS_SUFFIX)
 
-VERSION = "c9745ed1-238ef14e"
+VERSION = "c9745ed1-516a1c42"
 DIGESTS: Mapping[str, str] = {
     "model_int8.onnx": "c3f05f3c5f0b81067b633a6ee4bcda5890c57ee74a03de6cee813cfe069f9684",
     "model_int8.onnx_data": "ff0b30b35e957dce5a87d43bd184055af643006cf6a7f46d663e551f2e6cc08e",

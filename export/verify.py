@@ -36,7 +36,7 @@ BATCH_DEPENDENT = Bar(mean_cosine=0.985, min_cosine=0.93)
 """What the dynamic recipes hold."""
 
 WORDS = ("nods", "playoff", ".", "2", "^")
-"""Words that a static recipe has served badly, beside those that are spread over the vocabulary."""
+"""Words that fixed ranges have served badly, beside those that are spread over the vocabulary."""
 SPREAD = 43
 """How many those are. A word in all its forms has 273 tokens."""
 

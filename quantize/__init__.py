@@ -11,14 +11,14 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 from quantize.check import Report
 from quantize.errors import QuantizationError
+from quantize.per_token import PerTokenRecipe
 from quantize.recipes import DEFAULT_RECIPE, RECIPES, quantize
-from quantize.static import StaticRecipe
 
 __all__ = [
     "DEFAULT_RECIPE",
     "RECIPES",
+    "PerTokenRecipe",
     "QuantizationError",
     "Report",
-    "StaticRecipe",
     "quantize",
 ]

@@ -50,8 +50,8 @@ LAYER = (
 """What an encoder layer is made of. Each reads the output of that before it, and Add the layer's input or the output
 of the first LayerNormalization too."""
 REMEDY = (
-    "and the static recipe takes only encoders like BERT: export one with optimum, task feature-extraction, or take a "
-    "dynamic recipe"
+    "and the recipe per-token takes only encoders like BERT: export one with optimum, task feature-extraction, or take "
+    "a dynamic recipe"
 )
 
 Array = npt.NDArray[np.float32]

@@ -9,19 +9,19 @@ from pathlib import Path
 from quantize.check import Report, report
 from quantize.dynamic import DynamicRecipe
 from quantize.errors import QuantizationError
+from quantize.per_token import Advance, PerTokenRecipe
 from quantize.source import check_source
-from quantize.static import Advance, StaticRecipe
 from quantize.vocabulary import pieces
 
-RECIPES: Mapping[str, StaticRecipe | DynamicRecipe] = {
-    "static": StaticRecipe(),
+RECIPES: Mapping[str, PerTokenRecipe | DynamicRecipe] = {
+    "per-token": PerTokenRecipe(),
     # Named for the CPUs and with the values of optimum's presets (optimum.onnxruntime.AutoQuantizationConfig).
     "avx2": DynamicRecipe(signed_weights=False),
     "avx512_vnni": DynamicRecipe(signed_weights=True),
     "arm64": DynamicRecipe(signed_weights=True),
 }
 
-DEFAULT_RECIPE = "static"
+DEFAULT_RECIPE = "per-token"
 CHECKED = 50
 """Pieces of the vocabulary that the result is checked on."""
 
@@ -41,10 +41,10 @@ def quantize(
 ) -> Report:
     """Write the INT8 form of the float32 ONNX file `source` to `target`, whole or not at all.
 
-    `tokenizer` is the model's tokenizer.json: pieces of its vocabulary, of at most `max_tokens`, show the static recipe
-    which channels reach far, and some are what every recipe's result is checked on. `advance` is called with the runs
-    done and their number. `min_cosine` is the mean cosine to float32 that the check must find, by default the recipe's
-    own.
+    `tokenizer` is the model's tokenizer.json: pieces of its vocabulary, of at most `max_tokens`, show the recipe
+    per-token which channels reach far, and some are what every recipe's result is checked on. `advance` is called with
+    the runs done and their number. `min_cosine` is the mean cosine to float32 that the check must find, by default the
+    recipe's own.
     Raises QuantizationError if the recipe is unknown, `source` is not what `check_source` and the recipe
     expect, the tokenizer
     cannot be read, or the result is below `min_cosine`.

@@ -156,7 +156,7 @@ def test_ablation_measures_what_the_recipe_brings(model_folder: Path, monkeypatc
     monkeypatch.setattr(ablation, "VARIANTS", naive)
     (row,) = ablation.run(model_folder, [Corpus("ordinary", ORDINARY)], [], lambda: None).rows
     whole = open_artifact(model_folder).manifest.precisions["int8"].parity
-    assert 0.5 < row["mean_cosine"] < 0.995 < whole.mean_cosine
+    assert 0.9 < row["mean_cosine"] < 0.999 < whole.mean_cosine
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_readme_shows_the_real_answer(int8: Embedder) -> None:
     first, last = answer.removeprefix('{"embedding":[').partition("]")[0].split(",...,")
     shown = [float(number) for number in (*first.split(","), last)]
     (vector,) = int8.embed(["vitamin d"]).vectors
-    np.testing.assert_allclose(shown, [*vector[:3], vector[-1]], atol=0.01)  # other CPUs round otherwise
+    np.testing.assert_allclose(shown, [*vector[:3], vector[-1]], rtol=1e-7)
 
 
 def test_readme_shows_the_stored_results() -> None:

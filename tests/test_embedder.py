@@ -77,7 +77,7 @@ def test_a_dynamic_recipe_is_embedded_one_text_at_a_time(copy_model: Callable[[s
     version = copy_model("v1") / "v1"
     artifact = open_artifact(version)
     int8 = version / "model_int8.onnx"
-    quantize(version / "model.onnx", int8, "avx512_vnni")
+    quantize(version / "model.onnx", int8, version / "tokenizer.json", recipe="avx512_vnni")
     dynamic = artifact.manifest.precisions["int8"]._replace(
         recipe="avx512_vnni", batch_independent=False, optimized=False
     )

@@ -345,7 +345,7 @@ def test_weights_are_mapped_unchanged_and_aligned(tmp_path: Path) -> None:
         np.testing.assert_array_equal(found[name], value, strict=True)
 
 
-def test_graph_optimizations_find_nothing_in_the_static_recipes_file(model_folder: Path, tmp_path: Path) -> None:
+def test_graph_optimizations_find_nothing_in_the_default_recipes_file(model_folder: Path, tmp_path: Path) -> None:
     artifact = open_artifact(model_folder)
     assert {name: entry.optimized for name, entry in artifact.manifest.precisions.items()} == {
         "fp32": False,

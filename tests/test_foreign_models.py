@@ -116,7 +116,7 @@ def altered(tiny: ModelProto, tmp_path: Path) -> Callable[[Callable[[ModelProto]
 NO_TOKENIZER = Path("no tokenizer is read before the model is checked")
 
 
-def quantized(source: Path, tokenizer: Path, recipe: str = "static") -> Report:
+def quantized(source: Path, tokenizer: Path, recipe: str = "per-token") -> Report:
     return quantize_file(source, source.with_name("int8.onnx"), tokenizer, 32, recipe)
 
 
@@ -503,11 +503,11 @@ def test_no_weights(tmp_path: Path) -> None:
     assert "has no MatMul with weights to quantize: is it a transformer's model.onnx?" in refusal(tmp_path / "in.onnx")
 
 
-# What the static recipe does not take
+# What the recipe per-token does not take
 
 
 ONLY_BERT = (
-    "and the static recipe takes only encoders like BERT: export one with optimum, task feature-extraction, or take"
+    "and the recipe per-token takes only encoders like BERT: export one with optimum, task feature-extraction, or take"
 )
 
 
@@ -731,7 +731,7 @@ def sentence_transformers(path: Path, tokenizer: Path) -> Path:
 def test_other_exports_are_quantized(make: Callable[[Path, Path], Path], small_tokenizer: Path, tmp_path: Path) -> None:
     path = make(tmp_path / "in.onnx", small_tokenizer)
     first, *others = (value.name for value in onnx.load(path).graph.output)
-    for recipe, outputs in (("static", [first]), ("avx2", [first, *others])):
+    for recipe, outputs in (("per-token", [first]), ("avx2", [first, *others])):
         report = quantized(path, small_tokenizer, recipe)
         assert report.texts > 0
         assert 0.999 < report.mean_cosine < 1
@@ -759,7 +759,7 @@ def test_no_model_of_the_onnx_project_is_taken(tmp_path: Path) -> None:
         paths[-1].write_bytes(case.model.SerializeToString())
     assert len(paths) > 200
     for path in paths:
-        for recipe in ("static", "avx2"):
+        for recipe in ("per-token", "avx2"):
             with pytest.raises(QuantizationError, match=f"^{path} .+"):
                 quantize_file(path, tmp_path / "out", NO_TOKENIZER, recipe=recipe)
     assert not (tmp_path / "out").exists()

@@ -84,7 +84,7 @@ def largest_pair_sum(weight: np.ndarray) -> int:
     return LARGEST_CODE * int(max(np.maximum(pairs, 0).sum(axis=1).max(), np.maximum(-pairs, 0).sum(axis=1).max()))
 
 
-def test_static_graph_is_the_one_that_is_fast_and_portable(model_folder: Path) -> None:
+def test_the_graph_is_the_one_that_is_fast_and_portable(model_folder: Path) -> None:
     model = onnx.load(Path(open_artifact(model_folder).model("int8")))
     assert [value.name for value in model.graph.input] == ["input_ids"]
     assert Counter(node.op_type for node in model.graph.node) == {
@@ -323,7 +323,7 @@ def test_another_kind_of_encoder_is_refused(change: Callable[[Graph], Graph], me
 
 
 def test_unknown_recipe(float32_file: Path, tokenizer: Path, tmp_path: Path) -> None:
-    with pytest.raises(QuantizationError, match="no recipe 'int4': choose one of static, avx2, avx512_vnni, arm64"):
+    with pytest.raises(QuantizationError, match="no recipe 'int4': choose one of per-token, avx2, avx512_vnni, arm64"):
         quantize(float32_file, tmp_path / "out.onnx", tokenizer, recipe="int4")
 
 

@@ -167,7 +167,7 @@ def test_the_first_request(curl: None, start: Callable[..., Local], tmp_path: Pa
     found = json.loads(shell(command.replace("http://127.0.0.1:8080", start().url), tmp_path))
     shown = json.loads(answer.replace("...,", ""))
     shown_vector, found_vector = shown.pop("embedding"), found.pop("embedding")
-    np.testing.assert_allclose([*found_vector[:3], found_vector[-1]], shown_vector, atol=1e-3)
+    np.testing.assert_allclose([*found_vector[:3], found_vector[-1]], shown_vector, rtol=1e-7)
     assert found | {"latency": 0} == shown | {"latency": 0}
 
 

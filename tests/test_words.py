@@ -81,7 +81,7 @@ def ranges(model: onnx.ModelProto, names: Sequence[str], tokens: Sequence[Sequen
 @pytest.fixture
 def with_fixed_ranges(model_folder: Path, float32: Embedder, tmp_path: Path) -> Artifact:
     """The float32 model, but what enters the down projections is clipped, channel by channel, to the range that the
-    verification texts show: what a static recipe does to texts that it was not calibrated on, and nothing else."""
+    verification texts show: what fixed ranges do to texts that they were not calibrated on, and nothing else."""
     artifact = open_artifact(model_folder)
     model = onnx.load(artifact.model("fp32"))
     nodes = down_projections(model)
@@ -100,7 +100,7 @@ def with_fixed_ranges(model_folder: Path, float32: Embedder, tmp_path: Path) -> 
     path = tmp_path / manifest.precisions["fp32"].file
     path.unlink()
     onnx.save(model, path)
-    precision = manifest.precisions["fp32"]._replace(recipe="static")
+    precision = manifest.precisions["fp32"]._replace(recipe="per-token")
     files = {name: file_entry(tmp_path / name) for name in manifest.files}
     return Artifact(str(tmp_path), manifest._replace(precisions={"fp32": precision}, files=files))
 

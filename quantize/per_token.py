@@ -52,7 +52,7 @@ class Inputs:
 
 
 @dataclass(frozen=True)
-class StaticRecipe:
+class PerTokenRecipe:
     """Scales by token, smoothing, float32 outlier channels, weights of 8 bits with bounded pairs."""
 
     smooth: bool = True
