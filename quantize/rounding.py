@@ -61,7 +61,7 @@ def round_weights(weight: Array, products: Array64, smoothing: Array) -> tuple[n
     factor = _factor((products / size[:, None] / size)[np.ix_(order, order)])
     size = (size / smoothing)[order]
     # L of the inputs themselves and not of their correlations.
-    feedback = on_grid(factor / np.diag(factor) * size[:, None] / size, bits=16, bound=2.0**10)
+    feedback = on_grid(factor / np.diag(factor) * size[:, None] / size, bits=16, bound=2.0**8)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
     partner = place[(order ^ 1).clip(max=len(order) - 1)]
@@ -108,7 +108,7 @@ def _round(wanted: Array64, feedback: Array64, partner: Indices) -> Array64:
     codes, errors = np.zeros_like(wanted), np.zeros_like(wanted)
     for stop in range(rows, 0, -BLOCK):
         start = max(0, stop - BLOCK)
-        # Below 2^27 steps of 2^-26, with errors below 2^6 and at most 2^11 rows.
+        # At most 2^27 in steps of 2^-26: L of up to 2^8, errors of up to 2^6, up to 2^13 rows.
         target = wanted[start:stop] + feedback[stop:, start:stop].T @ errors[stop:]
         for k in range(stop - 1, start - 1, -1):
             row, other = target[k - start], int(partner[k])

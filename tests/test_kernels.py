@@ -419,13 +419,14 @@ def test_a_missing_attribute_is_named() -> None:
         run("AttentionQuantize", attention_inputs(1, 2, 2, 32), ["codes", "rest"], alpha=1.0)
 
 
-def test_a_model_of_other_operators_is_refused(copy_model: Callable[[str], Path]) -> None:
+@pytest.mark.parametrize("version", [VERSION - 1, VERSION + 1])
+def test_a_model_of_other_operators_is_refused(version: int, copy_model: Callable[[str], Path]) -> None:
     artifact = open_artifact(copy_model("v1"))
     entry = artifact.manifest.precisions["int8"]
     assert entry.operators == VERSION
-    newer = artifact.manifest._replace(precisions={"int8": entry._replace(operators=VERSION + 1)})
-    with pytest.raises(ArtifactError, match=rf"v1 needs the operators of version {VERSION + 1}, this code has version"):
-        Embedder.from_artifact(artifact._replace(manifest=newer))
+    other = artifact.manifest._replace(precisions={"int8": entry._replace(operators=version)})
+    with pytest.raises(ArtifactError, match=rf"v1 needs the operators of version {version}, this code has version"):
+        Embedder.from_artifact(artifact._replace(manifest=other))
 
 
 @pytest.mark.parametrize(
