@@ -16,10 +16,10 @@ from quantize import DEFAULT_RECIPE
 
 INT8_FILES = (MODEL_FILES["int8"], MODEL_FILES["int8"] + WEIGHTS_SUFFIX)
 
-VERSION = "c9745ed1-516a1c42"
+VERSION = "c9745ed1-7e156310"
 DIGESTS: Mapping[str, str] = {
-    "model_int8.onnx": "c3f05f3c5f0b81067b633a6ee4bcda5890c57ee74a03de6cee813cfe069f9684",
-    "model_int8.onnx_data": "ff0b30b35e957dce5a87d43bd184055af643006cf6a7f46d663e551f2e6cc08e",
+    "model_int8.onnx": "71f31b8cddb55b9ec58bd85259d79c6bf06b1197096d352c34465cee63badffe",
+    "model_int8.onnx_data": "ad1d136a2aa10ae21b278368d461ef5ab372f22327d8e58a42bb5b7868683103",
 }
 """SHA-256 of the files."""
 

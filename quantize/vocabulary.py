@@ -12,7 +12,7 @@ from quantize.errors import QuantizationError
 
 SIZES = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
 """Tokens of the pieces, one after the other, special tokens aside."""
-REPEATED, TIMES = 16, 8
+REPEATED, TIMES = 16, 16
 """One token in so many makes a further piece, in which it stands so often: what one word does to all tokens of a text
 at once shows there alone."""
 GOLDEN = (math.sqrt(5) - 1) / 2

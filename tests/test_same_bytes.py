@@ -3,6 +3,7 @@ other CPUs. The model is a small one; export/pins.py has the digests of the real
 
 from __future__ import annotations
 
+import platform
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -30,6 +31,16 @@ SETTINGS: Mapping[str, tuple[str, Mapping[str, str]]] = {
 Digests = tuple[str, ...]
 
 
+def lacking(setting: str) -> str | None:
+    """What this machine lacks for a setting; None if nothing."""
+    cpu, variables = SETTINGS[setting]
+    if platform.machine() != "x86_64" and {"OPENBLAS_CORETYPE", "NPY_DISABLE_CPU_FEATURES"} & set(variables):
+        return f"this machine is {platform.machine()}, and the setting is of x86"
+    if "SkylakeX" in variables.values() and "avx512f" not in Path("/proc/cpuinfo").read_text("utf-8"):
+        return "this CPU has no AVX-512"
+    return missing(cpu)
+
+
 @pytest.fixture(scope="module")
 def digests(small_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Digests]:
     """Of the INT8 file, and of a matrix product that depends on the library."""
@@ -41,8 +52,8 @@ def digests(small_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
     def of(setting: str) -> Digests:
         cpu, variables = SETTINGS[setting]
-        if reason := missing(cpu):
-            pytest.skip(f"{cpu}: {reason}")
+        if reason := lacking(setting):
+            pytest.skip(f"{setting}: {reason}")
         if setting not in done:
             arguments, environment = command(
                 cpu, [program, str(model), str(small_tokenizer), str(folder / "int8.onnx")]
