@@ -23,7 +23,7 @@ def pieces(tokenizer: Path, max_tokens: int) -> list[list[int]]:
     repeated.
 
     Always the same ones, whichever library's random numbers there are.
-    Raises QuantizationError if the tokenizer cannot be read.
+    Raises QuantizationError if the tokenizer cannot be read, or texts have no room for its tokens.
     """
     try:
         found = Tokenizer.from_file(str(tokenizer))
@@ -33,6 +33,8 @@ def pieces(tokenizer: Path, max_tokens: int) -> list[list[int]]:
         ) from error
     found.no_padding()
     specials = found.encode("").ids
+    if max_tokens <= len(specials):
+        raise QuantizationError(f"texts of {max_tokens} tokens have no room beside {len(specials)} special ones")
     return cut(found.get_vocab_size(), specials, max_tokens)
 
 
@@ -44,10 +46,10 @@ def cut(tokens: int, specials: list[int], max_tokens: int) -> list[list[int]]:
         step += 1
     order = [place * step % tokens for place in range(tokens)]
     made: list[list[int]] = []
-    sizes = cycle(SIZES)
-    start = 0
+    sizes, room = cycle(SIZES), max_tokens - len(specials)
+    start, times = 0, min(TIMES, room)
     while start < tokens:
-        size = min(next(sizes), max_tokens - len(specials))
+        size = min(next(sizes), room)
         made.append([*specials[:1], *order[start : start + size], *specials[1:]])
         start += size
-    return made + [[*specials[:1], *[token] * TIMES, *specials[1:]] for token in order[::REPEATED]]
+    return made + [[*specials[:1], *[token] * times, *specials[1:]] for token in order[::REPEATED]]

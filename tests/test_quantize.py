@@ -131,6 +131,12 @@ def test_pieces_have_the_whole_vocabulary_and_some_of_it_repeated(tokens: int) -
     assert {len(piece) - 2 for piece in once[: len(SIZES)]} <= {*SIZES, 62} | set(range(1, tokens + 1))
 
 
+def test_short_texts_are_not_exceeded(tokenizer: Path) -> None:
+    assert {len(piece) for piece in pieces(tokenizer, 5)} == {3, 4, 5}
+    with pytest.raises(QuantizationError, match="texts of 2 tokens have no room beside 2 special ones"):
+        pieces(tokenizer, 2)
+
+
 def test_pieces_begin_and_end_as_the_tokenizer_has_it(tokenizer: Path) -> None:
     made = pieces(tokenizer, 256)
     assert {(piece[0], piece[-1]) for piece in made} == {(101, 102)}
