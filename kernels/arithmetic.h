@@ -263,7 +263,7 @@ static void FUNCTION(linear_add_normalize)(const Product *product, const AddNorm
 
 /* A row's range is known when all its columns are, so a panel of rows waits in `room`, which stays in the L2 cache. */
 static void FUNCTION(linear_gelu_quantize)(const Product *product, const Coding *of, float *room) {
-    const int64_t step = of->size + LANES; /* rows a power of two apart would share a few sets of the cache */
+    const int64_t step = of->size + LANES; /* rows a multiple of 2 kB apart would share a few sets of the cache */
     float part[PANEL * BLOCK];
     for (int64_t first = 0; first < product->rows; first += PANEL) {
         const int64_t rows = panel_rows(product, first);

@@ -11,7 +11,8 @@ Y = X W + b, X of shape (tokens, in), W of shape (in, out), becomes
 2. Smoothing (Xiao et al., "SmoothQuant", arXiv:2211.10438, eq. 4 with a = 1/2): s_j = sqrt(m_j / max|W_j|), m_j the
    channel's largest magnitude seen. It makes the ranges of activations and of weights equal, channel by channel. No
    range is fixed by it: a value beyond m_j makes its token's scale larger, and is not cut.
-3. W_q = W diag(s) / r, rounded to nearest, with the smallest r with which the column fits.
+3. W_q = W diag(s) / r, with the smallest r with which the column fits, rounded so that errors make good for one
+   another (rounding.py).
 
 The file must give the same sums on every CPU. x86 without VNNI multiplies unsigned by signed bytes and adds two such
 products, of input channels 2i and 2i+1, in 16 bits, where they saturate (onnxruntime's documentation, "Quantize ONNX
@@ -24,9 +25,9 @@ Large weights seldom meet in a pair, so most columns use nearly all of -127..127
 up to 255 and pairs up to 128 activations would be finer and weights coarser, and weights' errors, which are the same in
 every token, are the ones that do not average out.
 
-And it must have the same bytes whichever machine makes it. So all that decides a weight is element by element, in
-IEEE 754's operations, or a maximum: no sum, whose order would be a library's, and no function that libraries
-approximate.
+And it must have the same bytes whichever machine makes it. So all that decides a weight is a maximum, or element by
+element in IEEE 754's operations: no sum whose order is a library's, unless it is exact in any order (rounding.py), and
+no function that libraries approximate.
 """
 
 from __future__ import annotations
