@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import onnxruntime
 
-VERSION = 3
+VERSION = 4
 """Of the operators that the library has. It grows whenever they give other bits or read other inputs, and a model
 file says which it needs."""
 

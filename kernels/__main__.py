@@ -14,7 +14,13 @@ from pathlib import Path
 
 from kernels import library
 
-SOURCE = Path(__file__).with_name("operators.c")
+FOLDER = Path(__file__).parent
+SOURCES = {
+    "x86_64": ("operators.c", "avx2.c", "avx512.c", "vnni.c"),
+    "aarch64": ("operators.c", "neon.c"),
+    "arm64": ("operators.c", "neon.c"),
+}
+"""By processor."""
 TARGETS = {
     ("linux", "x86_64"): "x86_64-linux-gnu.2.28",  # as old a C library as onnxruntime's wheels ask for
     ("linux", "aarch64"): "aarch64-linux-gnu.2.28",
@@ -46,8 +52,8 @@ def compile_operators(system: str, machine: str) -> Path:
         command = [sys.executable, "-m", "ziglang", "cc", "-target", TARGETS[system, machine], *FLAGS, *WARNINGS]
         caches = {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
         ran = subprocess.run(  # noqa: S603
-            [*command, "-o", str(made), SOURCE.name],
-            cwd=SOURCE.parent,
+            [*command, "-o", str(made), *SOURCES[machine]],
+            cwd=FOLDER,
             env={**os.environ, **caches},
             capture_output=True,
             text=True,
@@ -57,7 +63,7 @@ def compile_operators(system: str, machine: str) -> Path:
             reason = ran.stderr.strip()
             if "No module named ziglang" in reason:
                 reason = "the compiler is missing, install it with: pip install '.[export]'"
-            raise CompileError(f"cannot compile {SOURCE.name} for {system} {machine}: {reason[-2000:]}")
+            raise CompileError(f"cannot compile the operators for {system} {machine}: {reason[-2000:]}")
         made.replace(target)
     return target
 

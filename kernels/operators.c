@@ -18,7 +18,7 @@
    CODING stands for (factor, outlier_channels): z = y factor, with one factor a channel, 0 for outlier channels. The
    range of each row is its own, so that a row's codes depend on nothing but the row:
 
-         lowest = min z,  scale = (max z - lowest) / 223,  codes = round((z - lowest) / scale)
+         lowest = min z,  scale = (max z - lowest) / 191,  codes = round((z - lowest) / scale)
          rest = (scale, lowest, the outlier channels of y)
 
    PRODUCT stands for (codes, rest, weight, sums, scale, bias, rest_weight) of a layer of so many inputs and columns:
@@ -28,159 +28,22 @@
    codes W in exact integers; sums are those of the columns of W. The first row of rest_weight is sums scale, by which
    the lowest value counts, the others are the float32 weights of the outlier channels. weight is W of int8, shape
    (columns / 32, 32 inputs), in the order in which the products read it: block of 32 columns, four inputs, column,
-   input. Two weights of one sign of the inputs 2i and 2i + 1 add up to at most 146 in magnitude (quantize/linear.py
-   tells why). */
+   input. Weights of one sign of the inputs i, i + 1, i + 4 and i + 5, i even, add up to at most 171 in magnitude
+   (quantize/linear.py tells why). */
 
+#include "arithmetic.h"
 #include "onnxruntime.h"
 
 #include <stdlib.h>
+#include <string.h>
+#define EXPORT __attribute__((visibility("default")))
+
 #ifdef __x86_64__
 #include <cpuid.h>
-#include <immintrin.h>
-#define OLDEST "avx2,fma"
-#define AVX512 OLDEST ",avx512f,avx512bw,avx512dq,avx512vl"
-#define CPU_IS_TOO_OLD "this CPU has no AVX2: x86-64 needs AVX2 and FMA (Haswell, 2013, or newer)"
-#else
-#include <arm_neon.h>
-#ifdef __linux__
+#elif defined __linux__
 #include <asm/hwcap.h>
 #include <sys/auxv.h>
 #endif
-#define OLDEST "dotprod"
-#define CPU_IS_TOO_OLD "this CPU has no dot products: arm64 needs ARMv8.2's (Graviton2, 2019, or newer)"
-#endif
-
-#define INLINE inline __attribute__((always_inline))
-#define UNROLL _Pragma("clang loop unroll(full)")
-#define EXPORT __attribute__((visibility("default")))
-
-/* 1.5 * 2^23: between 2^23 and 2^24 float32 has integers alone. */
-#define ROUND 12582912.0f
-
-/* A row of a smaller range counts as one of equal numbers: 223 divided by it could overflow. */
-#define SMALLEST_RANGE 1e-30f
-
-/* quantize/linear.py tells why it is not 255. */
-#define LARGEST_CODE 223.0f
-
-enum { LANES = 16 };
-typedef float Floats __attribute__((ext_vector_type(LANES)));
-typedef float Half __attribute__((ext_vector_type(LANES / 2)));
-typedef float Quarter __attribute__((ext_vector_type(LANES / 4)));
-typedef int32_t Ints __attribute__((ext_vector_type(LANES)));
-typedef int8_t SignedBytes __attribute__((ext_vector_type(LANES)));
-typedef uint8_t Bytes __attribute__((ext_vector_type(LANES)));
-
-enum {
-    QUAD = 4,     /* inputs whose products one instruction adds up */
-    BLOCK = 32,   /* columns that lie together in the weights: two registers of AVX-512 */
-    PANEL = 48,   /* rows that a block of columns is multiplied by before the next one is read */
-    AHEAD = 8192, /* bytes by which weights are fetched early */
-};
-
-typedef struct Normalization {
-    int64_t size;
-    float epsilon;
-    const float *gain, *shift;
-} Normalization;
-
-/* Where rows of codes and of the rest go. */
-typedef struct Coding {
-    int64_t size, outlier_count;
-    const float *factor; /* NULL: 1 */
-    const int64_t *outlier_channels;
-    uint8_t *codes;
-    float *rest;
-} Coding;
-
-typedef struct Embed {
-    int64_t texts, tokens;
-    const int64_t *ids;
-    const int8_t *words;
-    const float *word_scales, *channel_scales, *places;
-    Normalization normalization;
-    float *y;
-    Coding coding;
-} Embed;
-
-typedef struct Product {
-    int64_t rows, size, columns, rest_size;
-    const uint8_t *codes;
-    const int8_t *weight;
-    const int32_t *sums;
-    const float *rest, *scale, *bias, *rest_weight;
-} Product;
-
-typedef struct AddNormalize {
-    const float *stream;
-    Normalization normalization;
-    float *y;
-    const Coding *coding; /* NULL: none */
-} AddNormalize;
-
-typedef struct Attention {
-    int64_t texts, tokens, padded, heads, size;
-    float alpha;
-    const float *qkv;
-    Coding coding;
-    float *room;
-} Attention;
-
-typedef struct Arithmetic {
-    void (*embed)(const Embed *);
-    void (*linear)(const Product *, float *y);
-    void (*linear_add_normalize)(const Product *, const AddNormalize *);
-    void (*linear_gelu_quantize)(const Product *, const Coding *, float *room);
-    void (*quantize)(const Coding *, const float *x, int64_t rows);
-    void (*attend)(const Attention *);
-} Arithmetic;
-
-/* What a row's rest has before its outlier channels. */
-enum { SCALE, LOWEST, OUTLIERS };
-
-static INLINE int64_t panel_rows(const Product *of, int64_t first) {
-    return of->rows - first < PANEL ? of->rows - first : PANEL;
-}
-
-#include "products.h"
-
-/* The blocks fill the registers: ROWS x COLUMNS sums of scores, AVERAGES x 2 of averages and TALL x WIDE of products,
-   each of LANES numbers, which are one register of AVX-512, two of AVX2 and four of NEON. */
-#define TALLEST 8
-#define WIDEST 2
-#ifdef __x86_64__
-#define ROWS TALLEST
-#define COLUMNS WIDEST
-#define AVERAGES 8
-#define TALL 12
-#define WIDE 2
-#define FUNCTION(name) name##_vnni
-#pragma clang attribute push(__attribute__((target(AVX512 ",avx512vnni"))), apply_to = function)
-#include "arithmetic.h"
-#pragma clang attribute pop
-#undef FUNCTION
-#define FUNCTION(name) name##_avx512
-#pragma clang attribute push(__attribute__((target(AVX512))), apply_to = function)
-#include "arithmetic.h"
-#pragma clang attribute pop
-#undef FUNCTION
-#undef ROWS
-#undef COLUMNS
-#undef AVERAGES
-#undef TALL
-#undef WIDE
-#define FUNCTION(name) name##_avx2
-#else
-#define FUNCTION(name) name##_neon
-#endif
-#define ROWS 4
-#define COLUMNS 1
-#define AVERAGES 2
-#define TALL 4
-#define WIDE 1
-#pragma clang attribute push(__attribute__((target(OLDEST))), apply_to = function)
-#include "arithmetic.h"
-#pragma clang attribute pop
 
 enum { HEADS = 1, ALPHA = 2, EPSILON = 4, MOST_INPUTS = 12 };
 
@@ -321,8 +184,10 @@ static Product product_of(Run *run) {
 
 enum { PRODUCT_INPUTS = 7 };
 
-static float *room_of(Run *run, int64_t size) {
-    float *room = run->error ? NULL : malloc(size * sizeof(float));
+/* At the start of a line of the cache, in whole lines. */
+static void *room_of(Run *run, int64_t bytes) {
+    enum { LINE = 64 };
+    void *room = run->error ? NULL : aligned_alloc(LINE, (bytes + LINE - 1) / LINE * LINE);
     check(run, room != NULL, "out of memory");
     return room;
 }
@@ -384,7 +249,7 @@ static void compute_linear_add_normalize_quantize(Run *run) { linear_add_normali
 static void compute_linear_gelu_quantize(Run *run) {
     const Product product = product_of(run);
     const Coding coding = coding_of(run, &run->inputs[PRODUCT_INPUTS], 0, product.rows, product.columns);
-    float *room = room_of(run, PANEL * (product.columns + LANES));
+    float *room = room_of(run, PANEL * (product.columns + LANES) * (int64_t)sizeof(float));
     if (!run->error) run->kernel->arithmetic->linear_gelu_quantize(&product, &coding, room);
     free(room);
 }
@@ -397,11 +262,10 @@ static void compute_quantize(Run *run) {
 
 static void compute_attention_quantize(Run *run) {
     const int64_t *qkv = run->inputs[0].sizes, *ids = run->inputs[1].sizes;
-    const int64_t heads = run->kernel->heads, channels = qkv[1] / 3, block = WIDEST * LANES;
+    const int64_t heads = run->kernel->heads, channels = qkv[1] / 3;
     Attention of = {
         .texts = ids[0],
         .tokens = ids[1],
-        .padded = (ids[1] + block - 1) / block * block,
         .heads = heads,
         .size = heads > 0 ? channels / heads : 0,
         .alpha = run->kernel->alpha * 1.44269504f, /* log2 e: exp by powers of 2 */
@@ -413,7 +277,7 @@ static void compute_attention_quantize(Run *run) {
           "queries, keys and values are not of the shape (tokens, 3 channels)");
     of.coding.codes = output_of(run, 0, (int64_t[]){qkv[0], channels}, 2);
     of.coding.rest = output_of(run, 1, (int64_t[]){qkv[0], OUTLIERS}, 2);
-    of.room = room_of(run, (2 * of.size + TALLEST) * of.padded + of.tokens * channels);
+    of.room = room_of(run, attention_room(of.tokens, heads, of.size));
     if (!run->error) run->kernel->arithmetic->attend(&of);
     free(of.room);
 }
@@ -434,29 +298,80 @@ static size_t output_count(const Operator *operator) { return definition_of(oper
 
 static int as_usual(const Operator *operator, size_t index) { return 0; } /* required, in the default memory */
 
-/* NULL if there is none. Intel's manual, volume 1, 14.3, 14.5.3, 15.2: what the CPU has, and what the system saves. */
-static const Arithmetic *arithmetic_of_this_cpu(void) {
+#ifdef __x86_64__
+#define CPU_IS_TOO_OLD "this CPU has no AVX2: x86-64 needs AVX2 and FMA (Haswell, 2013, or newer)"
+#else
+#define CPU_IS_TOO_OLD "this CPU has no dot products: arm64 needs ARMv8.2's (Graviton2, 2019, or newer)"
+#endif
+
+typedef struct Instructions {
+    const char *name;
+    const Arithmetic *arithmetic;
+} Instructions;
+
+/* Those that this build has, the best first. */
+static const Instructions known[] = {
+#ifdef __x86_64__
+    {"vnni", &arithmetic_vnni}, {"avx512", &arithmetic_avx512}, {"avx2", &arithmetic_avx2},
+#else
+    {"neon", &arithmetic_neon},
+#endif
+};
+enum { KNOWN = sizeof known / sizeof *known };
+#ifdef __x86_64__
+#define NAMES "vnni, avx512, avx2"
+#else
+#define NAMES "neon"
+#endif
+
+/* The place in `known` of the best that this CPU has; KNOWN if it has none. Intel's manual, volume 1, 14.3, 14.5.3,
+   15.2: what the CPU has, and what the system saves. */
+static size_t best_of_this_cpu(void) {
 #ifdef __x86_64__
     enum { FMA = 1 << 12, OSXSAVE = 1 << 27, AVX2 = 1 << 5, YMM = 0x6, ZMM = 0xe6 };
     enum { VNNI = 1 << 11 };
     const unsigned avx512 = 1u << 16 | 1u << 17 | 1u << 30 | 1u << 31; /* F, DQ, BW, VL */
     unsigned a, b, c, d, saved, saved_high;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || ~c & (FMA | OSXSAVE)) return NULL;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || ~c & (FMA | OSXSAVE)) return KNOWN;
     __asm__("xgetbv" : "=a"(saved), "=d"(saved_high) : "c"(0));
-    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || ~b & AVX2 || ~saved & YMM) return NULL;
-    if (~b & avx512 || ~saved & ZMM) return &arithmetic_avx2;
-    return c & VNNI ? &arithmetic_vnni : &arithmetic_avx512;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || ~b & AVX2 || ~saved & YMM) return KNOWN;
+    if (~b & avx512 || ~saved & ZMM) return 2;
+    return c & VNNI ? 0 : 1;
 #elif defined __linux__
-    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? &arithmetic_neon : NULL;
+    return getauxval(AT_HWCAP) & HWCAP_ASIMDDP ? 0 : KNOWN;
 #else
-    return &arithmetic_neon; /* all of Apple's */
+    return 0; /* all of Apple's */
 #endif
 }
+
+/* Those in use: the best there are, or those that KERNELS_INSTRUCTIONS names. */
+static const Instructions *in_use;
+
+/* What is wrong with the CPU or with the variable; NULL if nothing. */
+static const char *choose_instructions(void) {
+    const char *wanted = getenv("KERNELS_INSTRUCTIONS");
+    const size_t best = best_of_this_cpu();
+    if (best == KNOWN) return CPU_IS_TOO_OLD;
+    if (!wanted || !*wanted) {
+        in_use = &known[best];
+        return NULL;
+    }
+    for (size_t i = 0; i < KNOWN; i++) {
+        if (strcmp(wanted, known[i].name) != 0) continue;
+        if (i < best) return "this CPU does not have the instructions that KERNELS_INSTRUCTIONS names: unset it";
+        in_use = &known[i];
+        return NULL;
+    }
+    return "KERNELS_INSTRUCTIONS must be one of " NAMES ", or unset for the best that the CPU has";
+}
+
+/* The name of the instructions in use, NULL before the operators are registered. */
+EXPORT const char *instructions_in_use(void) { return in_use ? in_use->name : NULL; }
 
 static Status *create(const Operator *operator, const Api *api, const KernelInfo *info, void **made) {
     Kernel *kernel = calloc(1, sizeof *kernel);
     if (!kernel) return api->CreateStatus(FAIL, "out of memory");
-    *kernel = (Kernel){.definition = definition_of(operator), .api = api, .arithmetic = arithmetic_of_this_cpu()};
+    *kernel = (Kernel){.definition = definition_of(operator), .api = api, .arithmetic = in_use->arithmetic};
     const unsigned attributes = kernel->definition->attributes;
     Status *error = NULL;
     if (attributes & HEADS) error = api->KernelInfoGetAttribute_int64(info, "heads", &kernel->heads);
@@ -528,8 +443,8 @@ static const Definition definitions[] = {
 EXPORT Status *RegisterCustomOps(SessionOptions *options, const ApiBase *base) {
     static Domain *domain; /* of all sessions, and never released: they may outlive one another */
     const Api *api = base->GetApi(16);
-    if (!arithmetic_of_this_cpu())
-        return api->CreateStatus(FAIL, CPU_IS_TOO_OLD);
+    const char *wrong = choose_instructions();
+    if (wrong) return api->CreateStatus(FAIL, wrong);
     if (!domain) {
         Domain *made = NULL;
         Status *error = api->CreateCustomOpDomain("lambda.embeddings", &made);

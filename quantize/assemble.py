@@ -100,9 +100,6 @@ class _Assembly:
     def _product(self, group: Group) -> list[str]:
         """The inputs of a product."""
         found = self._quantized[group.name]
-        inputs, columns = found.weight.shape
-        self._check_channels(f"the input of {group.name}", inputs)
-        self._check_channels(group.name, columns, BLOCK)
         constants = product_constants(found.weight, found.scale, found.bias, found.outlier_weight)
         names = [self._writer.constant(f"{group.name}/{name}", value) for name, value in constants.items()]
         return [codes_of(group.input), rest_of(group.input), *names]
@@ -123,7 +120,7 @@ class _Assembly:
         source, output = node.input[0], node.output[0]
         if len(node.input) < 3 or not all(name in self._graph.constants for name in node.input[1:3]):
             raise QuantizationError(f"{output} is a LayerNormalization without a bias, which is not supported")
-        self._check_channels(output, len(self._value(node.input[1])))
+        check_channels(output, len(self._value(node.input[1])))
         affine = [self._writer.constant(f"{output}/{name}", self._value(name)) for name in node.input[1:3]]
         epsilon = next((item.f for item in node.attribute if item.name == "epsilon"), 1e-5)
         add = self._makers.get(source)
@@ -146,7 +143,7 @@ class _Assembly:
     def _attention(self, node: NodeProto) -> None:
         group, output, heads = self._linear[node.input[0]], node.output[0], heads_of(node)
         size = len(group.bias) // 3 // heads
-        self._check_channels(f"a head of {output}", size)
+        check_channels(f"a head of {output}", size)
         attributes = {"heads": heads, "alpha": 1 / math.sqrt(size)}
         outputs = [codes_of(output), rest_of(output)]
         inputs = [self._linear_layer(group), IDS]
@@ -156,7 +153,7 @@ class _Assembly:
         output, group = node.output[0], self._reader[node.output[0]]
         if len(node.input) != 1 or node.input[0] not in self._linear:
             raise QuantizationError(f"{output} is made by {node.op_type} of more than one linear layer's output")
-        self._check_channels(output, len(group.weight))
+        check_channels(output, len(group.weight))
         source = self._linear[node.input[0]]
         if node.op_type == "Gelu":
             kind, inputs = "LinearGeluQuantize", self._product(source)
@@ -229,9 +226,18 @@ class _Assembly:
     def _value(self, name: str) -> npt.NDArray[np.generic]:
         return numpy_helper.to_array(self._graph.constants[name])
 
-    def _check_channels(self, name: str, channels: int, multiple: int = LANES) -> None:
-        if channels % multiple:
-            raise QuantizationError(f"{name} has {channels} channels: only multiples of {multiple} are supported")
+
+def check_sizes(graph: Graph) -> None:
+    """Raises QuantizationError if a linear layer of the graph has channels that the operators do not multiply."""
+    for group in graph.groups:
+        inputs, columns = group.weight.shape
+        check_channels(f"the input of {group.name}", inputs)
+        check_channels(group.name, columns, BLOCK)
+
+
+def check_channels(name: str, channels: int, multiple: int = LANES) -> None:
+    if channels % multiple:
+        raise QuantizationError(f"{name} has {channels} channels: only multiples of {multiple} are supported")
 
 
 def product_constants(

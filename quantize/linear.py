@@ -15,15 +15,16 @@ Y = X W + b, X of shape (tokens, in), W of shape (in, out), becomes
    another (rounding.py).
 
 The file must give the same sums on every CPU. x86 without VNNI multiplies unsigned by signed bytes and adds two such
-products, of input channels 2i and 2i+1, in 16 bits, where they saturate (onnxruntime's documentation, "Quantize ONNX
-models", "U8S8 saturation"; the instruction is VPMADDUBSW). The usual remedy is 7 bits, |W_q| <= 63. But codes are never
+products in 16 bits, where they saturate (onnxruntime's documentation, "Quantize ONNX models", "U8S8 saturation"; the
+instruction is VPMADDUBSW), and it is faster by a fifth if two such sums can be added before they are widened
+(kernels/avx2.c). The usual remedy is 7 bits, |W_q| <= 63, for pairs, which for fours would be 6. But codes are never
 negative, so such a sum is at most the largest code times the weights of one sign, and it is enough that
 
-    codes are at most 223, and the weights of one sign in a pair add up to at most 146:    223 * 146 = 32558 < 2^15
+    codes are at most 191, and the weights of one sign in a four add up to at most 171:    191 * 171 = 32661 < 2^15
 
-Large weights seldom meet in a pair, so most columns use nearly all of -127..127: almost a bit more than 63. With codes
-up to 255 and pairs up to 128 activations would be finer and weights coarser, and weights' errors, which are the same in
-every token, are the ones that do not average out.
+Large weights seldom meet in a four, so most columns use nearly all of -127..127. With larger codes and smaller sums
+activations would be finer and weights coarser, and weights' errors, which are the same in every token, are the ones
+that do not average out.
 
 And it must have the same bytes whichever machine makes it. So all that decides a weight is a maximum, or element by
 element in IEEE 754's operations: no sum whose order is a library's, unless it is exact in any order (rounding.py), and

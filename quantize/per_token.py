@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernels import VERSION
-from quantize.assemble import assemble, codes_of, rest_of
+from quantize.assemble import assemble, check_sizes, codes_of, rest_of
 from quantize.fusion import Graph, Group, fuse
 from quantize.linear import QuantizedLinear, outlier_channels, quantize_linear, smoothing_factors
 from quantize.rounding import on_grid
@@ -53,7 +53,7 @@ class Inputs:
 
 @dataclass(frozen=True)
 class PerTokenRecipe:
-    """Scales by token, smoothing, float32 outlier channels, weights of 8 bits with bounded pairs."""
+    """Scales by token, smoothing, float32 outlier channels, weights of 8 bits with bounded fours."""
 
     smooth: bool = True
     compensate: bool = True
@@ -77,6 +77,7 @@ class PerTokenRecipe:
             graph = fuse(source)
         finally:
             logging.disable(logging.NOTSET)
+        check_sizes(graph)
         inputs = self._inputs(graph, pieces, advance)
         target.write_bytes(assemble(graph, self._quantized(graph, inputs)).SerializeToString())
 

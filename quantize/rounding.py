@@ -23,9 +23,11 @@ Array = npt.NDArray[np.float32]
 Array64 = npt.NDArray[np.float64]
 Indices = npt.NDArray[np.int64]
 
-LARGEST_CODE, LARGEST, LARGEST_PAIR = 223, 127, 146
-"""Bounds on an input's code, on a weight's magnitude, and on the sum of two weights of one sign in the input channels
-2i and 2i+1 (linear.py tells why)."""
+LARGEST_CODE, LARGEST, LARGEST_SUM = 191, 127, 171
+"""Bounds on an input's code, on a weight's magnitude, and on the sum of the weights of one sign in a four of input
+channels (linear.py tells why)."""
+FOUR, PERIOD = 4, 8
+"""Channels of a four: i, i+1, i+4 and i+5 of each `PERIOD`, i = 0 and 2."""
 DAMPING = 0.3
 """Added to H's diagonal, in units of it, for what the inputs seen do not tell. Rounding comes near to rounding to
 nearest as it grows."""
@@ -64,21 +66,32 @@ def round_weights(weight: Array, products: Array64, smoothing: Array) -> tuple[n
     feedback = on_grid(factor / np.diag(factor) * size[:, None] / size, bits=16, bound=2.0**8)
     place = np.empty_like(order)
     place[order] = np.arange(len(order))
-    partner = place[(order ^ 1).clip(max=len(order) - 1)]
     codes = np.empty(weight.shape, np.int8)
-    codes[order] = _round(weight[order].astype(np.float64) / scale, feedback, partner)
+    codes[order] = _round(weight[order].astype(np.float64) / scale, feedback, place[_fours(len(order))][:, order])
     return codes, scale
 
 
+def _fours(channels: int) -> Indices:
+    """The channels of the four that each belongs to, shape (4, channels)."""
+    first = np.arange(channels) // PERIOD * PERIOD + np.arange(channels) % 4 // 2 * 2
+    return np.stack([first, first + 1, first + 4, first + 5])
+
+
 def _column_scales(weight: Array) -> Array:
-    pairs = np.concatenate([weight, weight[:0] if len(weight) % 2 == 0 else np.zeros_like(weight[:1])])
-    pairs = pairs.reshape(-1, 2, weight.shape[1])
-    sums = np.maximum(np.maximum(pairs, 0).sum(axis=1), np.maximum(-pairs, 0).sum(axis=1))
-    # Of two numbers with a sum below a whole number not both can be rounded up beyond it.
-    pair = np.float32(LARGEST_PAIR - 1e-3)
-    fitting = np.maximum(np.abs(weight).max(axis=0) / np.float32(LARGEST), sums.max(axis=0) / pair)
+    fours = weight.reshape(-1, 2, 2, 2, weight.shape[1])  # place in the period: 4 a + 2 four + b
+    sums = np.maximum(_sums(np.maximum(fours, 0)), _sums(np.maximum(-fours, 0)))
+    # Rounding makes each larger by a half at most.
+    fitting = np.maximum(
+        np.abs(weight).max(axis=0) / np.float32(LARGEST), sums.max(axis=(0, 1)) / np.float32(LARGEST_SUM - FOUR / 2)
+    )
     scale: Array = np.maximum(fitting, np.float32(1e-12))
     return scale
+
+
+def _sums(fours: Array) -> Array:
+    """In an order of our own."""
+    found: Array = (fours[:, 0, :, 0] + fours[:, 0, :, 1]) + (fours[:, 1, :, 0] + fours[:, 1, :, 1])
+    return found
 
 
 def _factor(correlations: Array64) -> Array64:
@@ -99,34 +112,38 @@ def _factor(correlations: Array64) -> Array64:
     return found
 
 
-def _round(wanted: Array64, feedback: Array64, partner: Indices) -> Array64:
+def _round(wanted: Array64, feedback: Array64, fours: Indices) -> Array64:
     """Integers in the place of `wanted`, shape (in, out), from the last row to the first.
 
-    `feedback` is L, shape (in, in), `partner` the row that is multiplied in one pair with each.
+    `feedback` is L, shape (in, in); `fours` are the rows of the four that each belongs to, shape (4, in).
     """
     rows = len(wanted)
-    codes, errors = np.zeros_like(wanted), np.zeros_like(wanted)
+    errors = np.zeros_like(wanted)
+    found = wanted.copy()  # row by row what is wanted, then that and what makes good for others, then integers
     for stop in range(rows, 0, -BLOCK):
         start = max(0, stop - BLOCK)
         # At most 2^27 in steps of 2^-26: L of up to 2^8, errors of up to 2^6, up to 2^13 rows.
-        target = wanted[start:stop] + feedback[stop:, start:stop].T @ errors[stop:]
+        found[start:stop] += feedback[stop:, start:stop].T @ errors[stop:]
         for k in range(stop - 1, start - 1, -1):
-            row, other = target[k - start], int(partner[k])
-            if other > k:  # is rounded already
-                low = -LARGEST_PAIR - np.minimum(codes[other], 0)
-                high = LARGEST_PAIR - np.maximum(codes[other], 0)
-                bounded = np.clip(row, low, high)
-            elif other < k:
-                bounded = _shared(row, target[other - start] if other >= start else wanted[other])
-            else:
-                bounded = row
-            codes[k] = np.rint(np.clip(bounded, -LARGEST, LARGEST))
-            errors[k] = on_grid(wanted[k] - codes[k], bits=10, bound=2.0**6)
-            target[: k - start] += feedback[k, start:k, None] * errors[k]
-    return codes
+            done, waiting = found[fours[fours[:, k] > k, k]], found[fours[fours[:, k] < k, k]]
+            found[k] = np.rint(np.clip(_bounded(found[k], done, waiting), -LARGEST, LARGEST))
+            errors[k] = on_grid(wanted[k] - found[k], bits=10, bound=2.0**6)
+            found[start:k] += feedback[k, start:k, None] * errors[k]
+    return found
 
 
-def _shared(one: Array64, other: Array64) -> Array64:
-    """`one` without its half of what both, if of one sign, have beyond the bound for pairs."""
-    over = np.maximum(np.abs(one + other) - LARGEST_PAIR, 0) / 2
-    return np.where(one * other > 0, one - np.sign(one) * over, one)
+def _bounded(row: Array64, done: Array64, waiting: Array64) -> Array64:
+    """`row` with its part in keeping the sum of its four's weights of its sign within the bound.
+
+    `done` are rows of the four that are integers already, `waiting` those that can still give way: what is beyond the
+    bound is shared out evenly among them and `row`.
+    """
+    sign, size = np.sign(row), np.abs(row)
+    taken, wish, sharers = np.zeros_like(row), size.copy(), np.ones_like(row)
+    for other in done:
+        taken += np.maximum(other * sign, 0)
+    for other in waiting:
+        wish += np.maximum(other * sign, 0)
+        sharers += other * sign > 0
+    over = np.maximum(wish + taken - LARGEST_SUM, 0)
+    return sign * np.clip(size - over / sharers, 0, LARGEST_SUM - taken)

@@ -1,0 +1,239 @@
+/* Attention in INT8, of an instruction set that has said how bytes are multiplied:
+
+     KEYS             keys whose codes of weights share a word of 32 bits, and lie in it one after the other
+     VALUE_SHIFT      what is added to the codes of values
+     CHUNK            channels whose sums fill the registers
+     score            products of LANES queries with some keys
+     average          adds a word of LANES rows of weights times a word of values
+
+   For each head of a text, and so independent of the other texts,
+
+     query  = query_scale (query_code - 64)            7 bits, one scale a token
+     key    = key_scale key_code                       -64 to 64, one scale a token: four products fit into 16 bits
+     value  = middle + value_scale value_code          -127 to 127, one middle and scale a channel of the text
+     weight = 2^(highest of 16 keys - highest) code    0 to 255: codes of 16 keys have a range of their own
+     y      = middle + value_scale (sum of weight value_code) / (sum of weight)
+
+   The weights' sum is that of their codes, so that they add up to 1 however they were rounded. Lanes are queries, so
+   that no maximum and no sum goes across lanes. Multiplications of bytes bound it on AVX2 and NEON, exp on AVX-512. */
+#pragma once
+#include "vectors.h"
+
+enum {
+    GROUP = 16, /* keys whose weights share a range */
+    LARGEST_QUERY = 63,
+    QUERY_SHIFT = 64,
+    LARGEST_KEY = 64,
+    LARGEST_VALUE = 127,
+    GROUPED = LANES * GROUP / KEYS,
+};
+_Static_assert(GROUP == LANES, "rows are padded for both");
+
+/* A head of one text. Rows are padded to LANES. */
+typedef struct Head {
+    int64_t tokens, stride;
+    const float *qkv;      /* of the first token; queries, keys and values are `channels` apart */
+    int32_t *queries;      /* four codes each: (rows / LANES, size / QUAD, LANES) */
+    float *query_scales;   /* (rows) */
+    int8_t *keys;          /* (rows, size) */
+    float *key_scales;     /* (rows) */
+    int32_t *key_starts;   /* (rows): what QUERY_SHIFT added to a product, to be taken from it */
+    int32_t *values;       /* KEYS codes each: (rows / KEYS, size) */
+    float *middle, *value_scales; /* (size) */
+    int32_t *codes;        /* KEYS codes of weights each, of LANES queries: (rows / KEYS, LANES) */
+    float *highest;        /* score of each group of keys, then the group's scale: (rows / GROUP, LANES) */
+    int32_t *sums;         /* of codes: (rows / GROUP, LANES) */
+    float *averages;       /* (size, LANES) */
+    float poison;          /* 0, or not a number if a key is not finite */
+} Head;
+
+static INLINE Ints load_ints(const int32_t *from) {
+    Ints found;
+    __builtin_memcpy(&found, from, sizeof found);
+    return found;
+}
+
+static INLINE void store_ints(int32_t *to, Ints values) { __builtin_memcpy(to, &values, sizeof values); }
+
+/* The largest magnitude in a row, and in `inverse` what makes it `largest_code`. */
+static INLINE float reach(const float *row, const int64_t size, const float largest_code, float *inverse) {
+    Floats largest = __builtin_elementwise_abs(load(row));
+    for (int64_t d = LANES; d < size; d += LANES) largest = larger(__builtin_elementwise_abs(load(row + d)), largest);
+    const float found = largest_lane(largest);
+    *inverse = found > SMALLEST_RANGE ? largest_code / found : 0;
+    return found;
+}
+
+static INLINE void encode_query(Head *of, const int64_t size, const int64_t token, const float alpha) {
+    const float *row = of->qkv + token * of->stride;
+    int32_t *to = of->queries + token / LANES * LANES * size / QUAD + token % LANES;
+    float inverse;
+    of->query_scales[token] = reach(row, size, LARGEST_QUERY, &inverse) * (alpha / LARGEST_QUERY);
+    for (int64_t d = 0; d < size; d += LANES) {
+        const Words code = (Words)fma(load(row + d), all(inverse), all(ROUND + QUERY_SHIFT));
+        const Bytes bytes = __builtin_convertvector(code, Bytes);
+        int32_t quads[LANES / QUAD];
+        __builtin_memcpy(quads, &bytes, sizeof quads);
+        UNROLL
+        for (int i = 0; i < LANES / QUAD; i++) to[(d / QUAD + i) * LANES] = quads[i];
+    }
+}
+
+static INLINE void encode_key(Head *of, const int64_t size, const int64_t token, const int64_t channels) {
+    const float *row = of->qkv + token * of->stride + channels;
+    float inverse;
+    Floats total = {};
+    of->key_scales[token] = reach(row, size, LARGEST_KEY, &inverse) * (1.0f / LARGEST_KEY);
+    of->poison += of->key_scales[token] * 0;
+    for (int64_t d = 0; d < size; d += LANES) {
+        const Floats rounded = fma(load(row + d), all(inverse), all(ROUND));
+        const SignedBytes bytes = __builtin_convertvector((Ints)rounded, SignedBytes);
+        __builtin_memcpy(of->keys + token * size + d, &bytes, sizeof bytes);
+        total += rounded - ROUND;
+    }
+    of->key_starts[token] = -QUERY_SHIFT * (int32_t)sum_of_lanes(total);
+}
+
+/* Codes of LANES channels of the values. */
+static INLINE void encode_values(Head *of, const int64_t size, const int64_t channel, const float *values) {
+    Floats lowest = load(values), highest = lowest;
+    for (int64_t token = 1; token < of->tokens; token++) {
+        const Floats value = load(values + token * of->stride);
+        lowest = smaller(value, lowest);
+        highest = larger(value, highest);
+    }
+    const Floats middle = (lowest + highest) * 0.5f, half = highest - middle;
+    const Floats inverse = half > SMALLEST_RANGE ? LARGEST_VALUE / half : 0;
+    store(of->middle + channel, middle);
+    store(of->value_scales + channel, half * (1.0f / LARGEST_VALUE));
+    for (int64_t token = 0; token < padded(of->tokens); token += KEYS) {
+        Words word = {};
+        for (int64_t i = 0; i < KEYS && token + i < of->tokens; i++) {
+            const Floats value = load(values + (token + i) * of->stride) - middle;
+            const Words code = (Words)fma(value, inverse, all(ROUND + VALUE_SHIFT)) & (KEYS == 4 ? 0xff : 0xffff);
+            word |= code << (32 / KEYS * i);
+        }
+        store_ints(of->values + token / KEYS * size + channel, (Ints)word);
+    }
+}
+
+/* Scores and codes of `count` keys of a group from `first` on; other keys of it get none. */
+static INLINE void weigh(Head *of, const int64_t size, const int64_t query, const int64_t first, const int count) {
+    const int32_t *queries = of->queries + query * size / QUAD;
+    int32_t *codes = of->codes + first / KEYS * LANES;
+    const Floats scale = load(of->query_scales + query);
+    Floats scores[GROUP], highest = all(-__builtin_inff());
+    Ints products[GROUP];
+    Words total = {};
+    score(queries, of->keys + first * size, of->key_starts + first, count, size, products);
+    for (int key = 0; key < count; key++) {
+        scores[key] = __builtin_convertvector(products[key], Floats) * of->key_scales[first + key];
+        highest = larger(scores[key], highest);
+    }
+    for (int key = 0; key < GROUP; key += KEYS) {
+        Words word = {};
+        UNROLL
+        for (int i = 0; i < KEYS; i++) {
+            if (key + i >= count) break;
+            const Words code = weight_codes((scores[key + i] - highest) * scale) - ROUND_BITS;
+            total += code;
+            word |= code << (32 / KEYS * i);
+        }
+        store_ints(codes + key / KEYS * LANES, (Ints)word);
+    }
+    store(of->highest + first / GROUP * LANES, highest);
+    store_ints(of->sums + first / GROUP * LANES, (Ints)total);
+}
+
+/* LANES queries from `query` on, into rows of y, which may be more than the text has. */
+static INLINE void attend_group(Head *of, const int64_t size, const int64_t query, float *y, const int64_t y_step) {
+    const int64_t whole = of->tokens / GROUP * GROUP, groups = padded(of->tokens) / GROUP;
+    for (int64_t first = 0; first < whole; first += GROUP) weigh(of, size, query, first, GROUP);
+    if (whole < of->tokens) weigh(of, size, query, whole, (int)(of->tokens - whole));
+
+    const Floats scale = load(of->query_scales + query);
+    Floats highest = load(of->highest), total = scale * 0 + of->poison;
+    for (int64_t i = 1; i < groups; i++) highest = larger(load(of->highest + i * LANES), highest);
+    for (int64_t i = 0; i < groups; i++) {
+        const Floats of_group = exp2((load(of->highest + i * LANES) - highest) * scale);
+        total = fma(__builtin_convertvector(load_ints(of->sums + i * LANES), Floats), of_group, total);
+        store(of->highest + i * LANES, of_group);
+    }
+    const Floats inverse = 1 / total;
+    for (int64_t d = 0; d < size; d += CHUNK) {
+        Floats y[CHUNK] = {};
+        for (int64_t i = 0; i < groups; i++) {
+            const int32_t *codes = of->codes + i * GROUPED, *values = of->values + i * GROUP / KEYS * size + d;
+            const Ints start = VALUE_SHIFT ? load_ints(of->sums + i * LANES) * -VALUE_SHIFT : (Ints)0;
+            const Floats of_group = load(of->highest + i * LANES);
+            Ints sums[CHUNK];
+            UNROLL
+            for (int c = 0; c < CHUNK; c++) sums[c] = start;
+            UNROLL
+            for (int k = 0; k < GROUP / KEYS; k++) {
+                const Ints word = load_ints(codes + k * LANES);
+                UNROLL
+                for (int c = 0; c < CHUNK; c++) sums[c] = average(sums[c], word, values[k * size + c]);
+            }
+            UNROLL
+            for (int c = 0; c < CHUNK; c++) y[c] = fma(__builtin_convertvector(sums[c], Floats), of_group, y[c]);
+        }
+        UNROLL
+        for (int c = 0; c < CHUNK; c++)
+            store(of->averages + (d + c) * LANES, fma(y[c] * inverse, all(of->value_scales[d + c]), all(of->middle[d + c])));
+    }
+    for (int64_t d = 0; d < size; d += LANES) transpose(of->averages + d * LANES, LANES, y + d, y_step);
+}
+
+static INLINE void *take(char **room, const int64_t words) {
+    void *found = *room;
+    *room += words * (int64_t)sizeof(float);
+    return found;
+}
+
+/* A head of one text into rows of y. */
+static INLINE void attend_head(Head *of, const int64_t size, const int64_t channels, const float alpha, float *y) {
+    of->poison = 0;
+    for (int64_t token = 0; token < of->tokens; token++) {
+        encode_query(of, size, token, alpha);
+        encode_key(of, size, token, channels);
+    }
+    for (int64_t d = 0; d < size; d += LANES) encode_values(of, size, d, of->qkv + 2 * channels + d);
+    for (int64_t query = 0; query < of->tokens; query += LANES)
+        attend_group(of, size, query, y + query * channels, channels);
+}
+
+static void attend(const Attention *of) {
+    const int64_t size = of->size, channels = of->heads * size, tokens = of->tokens, rows = padded(tokens);
+    char *room = of->room;
+    float *y = take(&room, rows * channels);
+    Head head = {
+        .tokens = tokens,
+        .stride = 3 * channels,
+        .queries = take(&room, rows * size / QUAD),
+        .query_scales = take(&room, rows),
+        .keys = take(&room, rows * size / QUAD),
+        .key_scales = take(&room, rows),
+        .key_starts = take(&room, rows),
+        .values = take(&room, rows * size / KEYS),
+        .middle = take(&room, size),
+        .value_scales = take(&room, size),
+        .codes = take(&room, rows / KEYS * LANES),
+        .highest = take(&room, rows),
+        .sums = take(&room, rows),
+        .averages = take(&room, size * LANES),
+    };
+    __builtin_memset(head.queries, 0, rows * size);
+    __builtin_memset(head.query_scales, 0, rows * sizeof(float));
+    for (int64_t text = 0; text < of->texts; text++) {
+        for (int64_t i = 0; i < of->heads; i++) {
+            head.qkv = of->qkv + text * tokens * 3 * channels + i * size;
+            if (size == 32)
+                attend_head(&head, 32, channels, of->alpha, y + i * size);
+            else
+                attend_head(&head, size, channels, of->alpha, y + i * size);
+        }
+        for (int64_t token = 0; token < tokens; token++)
+            encode_row(&of->coding, text * tokens + token, y + token * channels);
+    }
+}

@@ -1,0 +1,103 @@
+/* Numbers in LANES lanes, by the same operations on every CPU.
+
+   The same bits on every CPU: each number is made by the same operations of IEEE 754 in the same order, whatever the
+   width of the registers. So all sums over lanes have LANES lanes and are folded in one way, a product and a sum are
+   either one fused operation (`fma`) or, under -ffp-contract=off, never fused, and powers and erf are of our own. */
+#pragma once
+#include "arithmetic.h"
+
+static INLINE Floats load(const float *from) {
+    Floats found;
+    __builtin_memcpy(&found, from, sizeof found);
+    return found;
+}
+
+static INLINE void store(float *to, Floats values) { __builtin_memcpy(to, &values, sizeof values); }
+
+static INLINE Floats all(float value) { return (Floats)value; }
+
+/* The second of two that are not ordered. */
+static INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
+
+static INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+
+static INLINE Floats fma(Floats a, Floats b, Floats c) { return __builtin_elementwise_fma(a, b, c); }
+
+static INLINE float sum_of_lanes(Floats v) {
+    Half h = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
+             __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
+    Quarter q = __builtin_shufflevector(h, h, 0, 1, 2, 3) + __builtin_shufflevector(h, h, 4, 5, 6, 7);
+    return (q[0] + q[2]) + (q[1] + q[3]);
+}
+
+static INLINE float largest_lane(Floats v) {
+    v = larger(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+    v = larger(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+    v = larger(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+    return v[0] > v[1] ? v[0] : v[1];
+}
+
+/* 2^x of numbers that are not positive, at least 2^-126: 2^n 2^r of n = round(x), a minimax polynomial off by at most
+   8e-8. Added to ROUND, x loses all but n, which stays in the lowest bits. */
+static INLINE Floats exp2(Floats x) {
+    const Floats clipped = larger(x, all(-126.0f));
+    const Floats n = clipped + ROUND, r = clipped - (n - ROUND);
+    Floats p = all(1.3276471e-3f);
+    p = fma(p, r, all(9.6755409e-3f));
+    p = fma(p, r, all(5.5507131e-2f));
+    p = fma(p, r, all(2.4022120e-1f));
+    p = fma(p, r, all(6.9314694e-1f));
+    p = fma(p, r, all(1.0000001f));
+    return (Floats)((Words)p + ((Words)n << 23));
+}
+
+/* Whole numbers near 255 2^x, of x that are not positive, each in the lowest bits of ROUND. The polynomial is off by at
+   most 1.8e-3 of the number, which codes of attention do not tell from their own rounding. */
+static INLINE Words weight_codes(Floats x) {
+    const Floats clipped = larger(x + 7.99435344f, all(-20.0f)); /* log2 255 */
+    const Floats n = clipped + ROUND, r = clipped - (n - ROUND);
+    Floats p = all(0.23842893f);
+    p = fma(p, r, all(0.70344801f));
+    p = fma(p, r, all(1.00044314f));
+    const Floats power = (Floats)((Words)p + ((Words)n << 23));
+    return (Words)(power + ROUND);
+}
+
+/* max(x, 0) - |x| (1 - erf(|x| / sqrt 2)) / 2, with erf by Abramowitz and Stegun's 7.1.28: off by at most 3e-7. */
+static INLINE Floats gelu(Floats x) {
+    Floats size = __builtin_elementwise_abs(x);
+    Floats p = all(5.3829750e-6f);
+    p = fma(p, size, all(4.8890634e-5f));
+    p = fma(p, size, all(3.8003575e-5f));
+    p = fma(p, size, all(3.2776263e-3f));
+    p = fma(p, size, all(2.1141006e-2f));
+    p = fma(p, size, all(4.9867347e-2f));
+    p = fma(p, size, all(1.0f));
+    p = p * p;
+    p = p * p;
+    p = p * p;
+    p = p * p;
+    return larger(x, all(0.0f)) - size * 0.5f / p;
+}
+
+/* LANES x LANES numbers, rows into columns. Each of four rounds interleaves the first half of the rows with the second.
+   */
+static INLINE void transpose(const float *from, const int64_t from_step, float *to, const int64_t to_step) {
+    Floats m[LANES], next[LANES];
+    UNROLL
+    for (int i = 0; i < LANES; i++) m[i] = load(from + i * from_step);
+    UNROLL
+    for (int round = 0; round < 4; round++) {
+        UNROLL
+        for (int i = 0; i < LANES / 2; i++) {
+            const Floats a = m[i], b = m[i + LANES / 2];
+            next[2 * i] = __builtin_shufflevector(a, b, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            next[2 * i + 1] =
+                __builtin_shufflevector(a, b, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+        }
+        UNROLL
+        for (int i = 0; i < LANES; i++) m[i] = next[i];
+    }
+    UNROLL
+    for (int i = 0; i < LANES; i++) store(to + i * to_step, m[i]);
+}
