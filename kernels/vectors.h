@@ -63,21 +63,19 @@ static INLINE Words weight_codes(Floats x) {
     return (Words)(power + ROUND);
 }
 
-/* max(x, 0) - |x| (1 - erf(|x| / sqrt 2)) / 2, with erf by Abramowitz and Stegun's 7.1.28: off by at most 3e-7. */
+/* max(x, 0) - |x| (1 - erf(|x| / sqrt 2)) / 2, the latter by a minimax polynomial up to 3.9, where it is nearly 0: off
+   by at most 1.2e-4, a hundredth of the step between two codes. Of what is not a number it makes none. */
 static INLINE Floats gelu(Floats x) {
-    Floats size = __builtin_elementwise_abs(x);
-    Floats p = all(5.3829750e-6f);
-    p = fma(p, size, all(4.8890634e-5f));
-    p = fma(p, size, all(3.8003575e-5f));
-    p = fma(p, size, all(3.2776263e-3f));
-    p = fma(p, size, all(2.1141006e-2f));
-    p = fma(p, size, all(4.9867347e-2f));
-    p = fma(p, size, all(1.0f));
-    p = p * p;
-    p = p * p;
-    p = p * p;
-    p = p * p;
-    return larger(x, all(0.0f)) - size * 0.5f / p;
+    const Floats size = __builtin_elementwise_abs(x), a = smaller(size, all(3.9f));
+    Floats p = all(3.251474e-5f);
+    p = fma(p, a, all(-1.2082409e-3f));
+    p = fma(p, a, all(1.3909920e-2f));
+    p = fma(p, a, all(-7.222161e-2f));
+    p = fma(p, a, all(1.6986367e-1f));
+    p = fma(p, a, all(-7.600672e-2f));
+    p = fma(p, a, all(-3.727715e-1f));
+    p = fma(p, a, all(4.9696392e-1f));
+    return fma(x + size, all(0.5f), p * -a);
 }
 
 /* LANES x LANES numbers, rows into columns. Each of four rounds interleaves the first half of the rows with the second.

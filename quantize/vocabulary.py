@@ -10,8 +10,6 @@ from tokenizers import Tokenizer
 
 from quantize.errors import QuantizationError
 
-SIZES = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89)
-"""Tokens of the pieces, one after the other, special tokens aside."""
 REPEATED, TIMES = 16, 16
 """One token in so many makes a further piece, in which it stands so often: what one word does to all tokens of a text
 at once shows there alone."""
@@ -46,10 +44,19 @@ def cut(tokens: int, specials: list[int], max_tokens: int) -> list[list[int]]:
         step += 1
     order = [place * step % tokens for place in range(tokens)]
     made: list[list[int]] = []
-    sizes, room = cycle(SIZES), max_tokens - len(specials)
-    start, times = 0, min(TIMES, room)
+    room = max_tokens - len(specials)
+    sizes, start, times = cycle(_sizes(room)), 0, min(TIMES, room)
     while start < tokens:
-        size = min(next(sizes), room)
+        size = next(sizes)
         made.append([*specials[:1], *order[start : start + size], *specials[1:]])
         start += size
     return made + [[*specials[:1], *[token] * times, *specials[1:]] for token in order[::REPEATED]]
+
+
+def _sizes(room: int) -> list[int]:
+    """Tokens of the pieces, special tokens aside: Fibonacci's numbers, and all that there is room for, since each place
+    of a text has channels that reach far too."""
+    found = [1, 2]
+    while found[-1] + found[-2] < room:
+        found.append(found[-1] + found[-2])
+    return [*(size for size in found if size < room), room]
