@@ -44,7 +44,7 @@ typedef struct Head {
     float *highest;        /* score of each group of keys, then the group's scale: (rows / GROUP, LANES) */
     int32_t *sums;         /* of codes: (rows / GROUP, LANES) */
     float *averages;       /* (size, LANES) */
-    float poison;          /* 0, or not a number if a key is not finite */
+    float finite; /* 0, or not a number if a query or a key is not finite */
 } Head;
 
 static INLINE Ints load_ints(const int32_t *from) {
@@ -64,34 +64,30 @@ static INLINE float reach(const float *row, const int64_t size, const float larg
     return found;
 }
 
-static INLINE void encode_query(Head *of, const int64_t size, const int64_t token, const float alpha) {
-    const float *row = of->qkv + token * of->stride;
+static INLINE void encode_query_and_key(Head *of, const int64_t size, const int64_t token, const int64_t channels,
+                                        const float alpha) {
+    const float *query = of->qkv + token * of->stride, *key = query + channels;
     int32_t *to = of->queries + token / LANES * LANES * size / QUAD + token % LANES;
-    float inverse;
-    of->query_scales[token] = reach(row, size, LARGEST_QUERY, &inverse) * (alpha / LARGEST_QUERY);
+    float to_query, to_key;
+    Floats total = {}, finite = {};
+    of->query_scales[token] = reach(query, size, LARGEST_QUERY, &to_query) * (alpha / LARGEST_QUERY);
+    of->key_scales[token] = reach(key, size, LARGEST_KEY, &to_key) * (1.0f / LARGEST_KEY);
     for (int64_t d = 0; d < size; d += LANES) {
-        const Words code = (Words)fma(load(row + d), all(inverse), all(ROUND + QUERY_SHIFT));
-        const Bytes bytes = __builtin_convertvector(code, Bytes);
+        const Floats shifted = fma(load(query + d), all(to_query), all(ROUND + QUERY_SHIFT));
+        const Floats rounded = fma(load(key + d), all(to_key), all(ROUND));
+        const Bytes codes = __builtin_convertvector((Words)shifted, Bytes);
+        const SignedBytes key_codes = __builtin_convertvector((Ints)rounded, SignedBytes);
         int32_t quads[LANES / QUAD];
-        __builtin_memcpy(quads, &bytes, sizeof quads);
+        __builtin_memcpy(quads, &codes, sizeof quads);
         UNROLL
         for (int i = 0; i < LANES / QUAD; i++) to[(d / QUAD + i) * LANES] = quads[i];
-    }
-}
-
-static INLINE void encode_key(Head *of, const int64_t size, const int64_t token, const int64_t channels) {
-    const float *row = of->qkv + token * of->stride + channels;
-    float inverse;
-    Floats total = {};
-    of->key_scales[token] = reach(row, size, LARGEST_KEY, &inverse) * (1.0f / LARGEST_KEY);
-    of->poison += of->key_scales[token] * 0;
-    for (int64_t d = 0; d < size; d += LANES) {
-        const Floats rounded = fma(load(row + d), all(inverse), all(ROUND));
-        const SignedBytes bytes = __builtin_convertvector((Ints)rounded, SignedBytes);
-        __builtin_memcpy(of->keys + token * size + d, &bytes, sizeof bytes);
+        __builtin_memcpy(of->keys + token * size + d, &key_codes, sizeof key_codes);
         total += rounded - ROUND;
+        finite = fma(shifted, all(0), finite);
     }
-    of->key_starts[token] = -QUERY_SHIFT * (int32_t)sum_of_lanes(total);
+    const float sum = sum_of_lanes(total + finite);
+    of->key_starts[token] = sum == sum ? -QUERY_SHIFT * (int32_t)sum : 0;
+    of->finite += sum * 0;
 }
 
 /* Codes of LANES channels of the values. */
@@ -105,16 +101,18 @@ static INLINE void encode_values(Head *of, const int64_t size, const int64_t cha
     const Floats middle = (lowest + highest) * 0.5f, half = highest - middle;
     const Floats inverse = half > SMALLEST_RANGE ? LARGEST_VALUE / half : 0;
     store(of->middle + channel, middle);
-    store(of->value_scales + channel, half * (1.0f / LARGEST_VALUE));
+    Floats finite = {};
     for (int64_t token = 0; token < padded(of->tokens); token += KEYS) {
         Words word = {};
         for (int64_t i = 0; i < KEYS && token + i < of->tokens; i++) {
             const Floats value = load(values + (token + i) * of->stride) - middle;
             const Words code = (Words)fma(value, inverse, all(ROUND + VALUE_SHIFT)) & (KEYS == 4 ? 0xff : 0xffff);
             word |= code << (32 / KEYS * i);
+            finite = fma(value, all(0), finite);
         }
         store_ints(of->values + token / KEYS * size + channel, (Ints)word);
     }
+    store(of->value_scales + channel, fma(half, all(1.0f / LARGEST_VALUE), finite));
 }
 
 /* Scores and codes of `count` keys of a group from `first` on; other keys of it get none. */
@@ -152,7 +150,7 @@ static INLINE void attend_group(Head *of, const int64_t size, const int64_t quer
     if (whole < of->tokens) weigh(of, size, query, whole, (int)(of->tokens - whole));
 
     const Floats scale = load(of->query_scales + query);
-    Floats highest = load(of->highest), total = scale * 0 + of->poison;
+    Floats highest = load(of->highest), total = all(of->finite);
     for (int64_t i = 1; i < groups; i++) highest = larger(load(of->highest + i * LANES), highest);
     for (int64_t i = 0; i < groups; i++) {
         const Floats of_group = exp2((load(of->highest + i * LANES) - highest) * scale);
@@ -193,11 +191,8 @@ static INLINE void *take(char **room, const int64_t words) {
 
 /* A head of one text into rows of y. */
 static INLINE void attend_head(Head *of, const int64_t size, const int64_t channels, const float alpha, float *y) {
-    of->poison = 0;
-    for (int64_t token = 0; token < of->tokens; token++) {
-        encode_query(of, size, token, alpha);
-        encode_key(of, size, token, channels);
-    }
+    of->finite = 0;
+    for (int64_t token = 0; token < of->tokens; token++) encode_query_and_key(of, size, token, channels, alpha);
     for (int64_t d = 0; d < size; d += LANES) encode_values(of, size, d, of->qkv + 2 * channels + d);
     for (int64_t query = 0; query < of->tokens; query += LANES)
         attend_group(of, size, query, y + query * channels, channels);

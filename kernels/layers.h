@@ -26,16 +26,18 @@ static INLINE void encode(const Coding *of, const int64_t row, const float *y, F
     }
 }
 
-/* The same of a row whose extremes are not known. */
+/* The same of a row whose extremes are not known. One value that is not finite makes `lowest` none, and so all of the
+   product: no maximum would show it. */
 static INLINE void encode_row(const Coding *of, const int64_t row, const float *y) {
-    Floats lowest = all(__builtin_inff()), highest = -lowest;
+    Floats lowest = all(__builtin_inff()), highest = -lowest, finite = {};
     for (int64_t i = 0; i < of->size; i += LANES) {
         Floats z = load(y + i);
         if (of->factor) z *= load(of->factor + i);
         lowest = smaller(z, lowest);
         highest = larger(z, highest);
+        finite = fma(z, all(0), finite);
     }
-    encode(of, row, y, lowest, highest);
+    encode(of, row, y, lowest + sum_of_lanes(finite), highest);
 }
 
 static void encode_rows(const Coding *of, const float *x, const int64_t rows) {

@@ -43,7 +43,7 @@ def on_grid(values: Array64, bits: int, bound: float) -> Array64:
 
 
 def round_to_nearest(weight: Array) -> tuple[npt.NDArray[np.int8], Array]:
-    """int8 weights that saturate no CPU's sums, shape (in, out), and one scale a column."""
+    """int8 weights that saturate no CPU's sums, shape (in, out), `in` a multiple of 8, and one scale a column."""
     scale = _column_scales(weight)
     return np.rint(weight / scale).astype(np.int8), scale
 

@@ -78,10 +78,10 @@ def test_the_artifact_is_what_quantize_makes(
     assert 0.995 < report.min_cosine < report.mean_cosine < 1
 
 
-def largest_pair_sum(weight: np.ndarray) -> int:
-    """The largest magnitude that codes of 0 to 223 can give the sum of two products, of input channels 2i and 2i+1."""
-    pairs = weight.astype(int).reshape(-1, 2, weight.shape[1])
-    return LARGEST_CODE * int(max(np.maximum(pairs, 0).sum(axis=1).max(), np.maximum(-pairs, 0).sum(axis=1).max()))
+def largest_sum_of_four(weight: np.ndarray) -> int:
+    """The largest magnitude that codes can give the sum of four products, of input channels i, i+1, i+4 and i+5."""
+    fours = weight.astype(int).reshape(-1, 2, 2, 2, weight.shape[1])
+    return LARGEST_CODE * int(max(np.maximum(sign * fours, 0).sum(axis=(1, 3)).max() for sign in (1, -1)))
 
 
 def test_the_graph_is_the_one_that_is_fast_and_portable(model_folder: Path) -> None:
@@ -101,7 +101,7 @@ def test_the_graph_is_the_one_that_is_fast_and_portable(model_folder: Path) -> N
             weight, sums, scale, bias, rest_weight = (tensors[name] for name in node.input[2:7])
             unpacked = weight.reshape(len(weight), -1, BLOCK, QUAD).transpose(1, 3, 0, 2).reshape(-1, len(bias))
             assert weight.dtype == np.int8
-            assert largest_pair_sum(unpacked) < 2**15  # no 16-bit sum of AVX2 can saturate
+            assert largest_sum_of_four(unpacked) < 2**15  # no 16-bit sum of AVX2 can saturate
             np.testing.assert_array_equal(sums, unpacked.sum(axis=0, dtype=np.int32))
             assert scale.shape == bias.shape
             np.testing.assert_array_equal(rest_weight[0], sums.astype(np.float32) * scale)
@@ -127,7 +127,9 @@ def test_pieces_have_the_whole_vocabulary_and_some_of_it_repeated(tokens: int) -
     once = made[: -len(repeated)]
     assert sorted(token for piece in once for token in piece[1:-1]) == list(range(tokens))
     assert all(len(set(piece[1:-1])) == 1 and len(piece) == TIMES + 2 for piece in repeated)
-    assert max(len(piece) for piece in made) <= 64
+    lengths = [len(piece) for piece in made]
+    assert max(lengths) <= 64
+    assert 64 in lengths or tokens < 1000  # so that each place of a text is seen
     assert {len(piece) - 2 for piece in once[: len(SIZES)]} <= {*SIZES, 62} | set(range(1, tokens + 1))
 
 
@@ -143,7 +145,7 @@ def test_pieces_begin_and_end_as_the_tokenizer_has_it(tokenizer: Path) -> None:
     assert len({token for piece in made for token in piece}) == 30522
 
 
-SHAPES = st.tuples(st.integers(1, 40), st.integers(1, 6))
+SHAPES = st.tuples(st.integers(1, 5).map(lambda eights: 8 * eights), st.integers(1, 6))
 
 
 VALUES = st.floats(-100, 100, width=32)
@@ -158,8 +160,7 @@ def test_no_rounded_weights_saturate_a_sum(weight: np.ndarray, seed: int, alike:
     random = np.random.default_rng(seed)
     inputs = random.normal(size=(50, len(weight))) + alike * 20 * random.normal(size=(50, 1))
     codes, scale = round_weights(weight, inputs.T @ inputs, np.ones(len(weight), np.float32))
-    even = np.concatenate([codes, np.zeros((len(codes) % 2, codes.shape[1]), np.int8)])
-    assert largest_pair_sum(even) < 2**15
+    assert largest_sum_of_four(codes) < 2**15
     assert np.abs(codes.astype(int)).max() <= LARGEST
     assert np.isfinite(scale).all()
     assert (scale > 0).all()
@@ -347,7 +348,7 @@ def test_a_result_below_the_bar_is_not_written(
 ) -> None:
     """Weights of five values reproduce nothing."""
     monkeypatch.setattr("quantize.rounding.LARGEST", 2)
-    monkeypatch.setattr("quantize.rounding.LARGEST_PAIR", 4)
+    monkeypatch.setattr("quantize.rounding.LARGEST_SUM", 4)
     model = random_encoder(tmp_path, small_tokenizer)
     (tmp_path / "folder").mkdir()
     target = tmp_path / "folder" / "out.onnx"
