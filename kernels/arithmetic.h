@@ -7,6 +7,7 @@
 
 #define INLINE inline __attribute__((always_inline))
 #define UNROLL _Pragma("clang loop unroll(full)")
+#define DO_NOT_UNROLL _Pragma("clang loop unroll(disable)")
 
 /* 1.5 * 2^23: between 2^23 and 2^24 float32 has integers alone. */
 #define ROUND 12582912.0f
@@ -93,7 +94,6 @@ typedef struct Arithmetic {
 
 /* What a row's rest has before its outlier channels. */
 enum { SCALE, LOWEST, OUTLIERS };
-
 
 /* Multiples of LANES up from a number. */
 static INLINE int64_t padded(int64_t count) { return (count + LANES - 1) / LANES * LANES; }

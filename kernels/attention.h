@@ -32,19 +32,19 @@ _Static_assert(GROUP == LANES, "rows are padded for both");
 /* A head of one text. Rows are padded to LANES. */
 typedef struct Head {
     int64_t tokens, stride;
-    const float *qkv;      /* of the first token; queries, keys and values are `channels` apart */
-    int32_t *queries;      /* four codes each: (rows / LANES, size / QUAD, LANES) */
-    float *query_scales;   /* (rows) */
-    int8_t *keys;          /* (rows, size) */
-    float *key_scales;     /* (rows) */
-    int32_t *key_starts;   /* (rows): what QUERY_SHIFT added to a product, to be taken from it */
-    int32_t *values;       /* KEYS codes each: (rows / KEYS, size) */
+    const float *qkv;             /* of the first token; queries, keys and values are `channels` apart */
+    int32_t *queries;             /* four codes each: (rows / LANES, size / QUAD, LANES) */
+    float *query_scales;          /* (rows) */
+    int8_t *keys;                 /* (rows, size) */
+    float *key_scales;            /* (rows) */
+    int32_t *key_starts;          /* (rows): what QUERY_SHIFT added to a product, to be taken from it */
+    int32_t *values;              /* KEYS codes each: (rows / KEYS, size) */
     float *middle, *value_scales; /* (size) */
-    int32_t *codes;        /* KEYS codes of weights each, of LANES queries: (rows / KEYS, LANES) */
-    float *highest;        /* score of each group of keys, then the group's scale: (rows / GROUP, LANES) */
-    int32_t *sums;         /* of codes: (rows / GROUP, LANES) */
-    float *averages;       /* (size, LANES) */
-    float finite; /* 0, or not a number if a query or a key is not finite */
+    int32_t *codes;               /* KEYS codes of weights each, of LANES queries: (rows / KEYS, LANES) */
+    float *highest;               /* score of each group of keys, then the group's scale: (rows / GROUP, LANES) */
+    int32_t *sums;                /* of codes: (rows / GROUP, LANES) */
+    float *averages;              /* (size, LANES) */
+    float finite;                 /* 0, or not a number if a query or a key is not finite */
 } Head;
 
 static INLINE Ints load_ints(const int32_t *from) {
@@ -178,7 +178,8 @@ static INLINE void attend_group(Head *of, const int64_t size, const int64_t quer
         }
         UNROLL
         for (int c = 0; c < CHUNK; c++)
-            store(of->averages + (d + c) * LANES, fma(y[c] * inverse, all(of->value_scales[d + c]), all(of->middle[d + c])));
+            store(of->averages + (d + c) * LANES,
+                  fma(y[c] * inverse, all(of->value_scales[d + c]), all(of->middle[d + c])));
     }
     for (int64_t d = 0; d < size; d += LANES) transpose(of->averages + d * LANES, LANES, y + d, y_step);
 }

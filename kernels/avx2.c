@@ -56,8 +56,8 @@ static INLINE void score(const int32_t *queries, const int8_t *keys, const int32
             for (int64_t d = 0; d < size; d += STEP) {
                 const int32_t *query = queries + d / QUAD * LANES + half * LANES / 2;
                 const int8_t *of = keys + key * size + d;
-                sums = _mm256_add_epi32(sums, eight(read(query), broadcast(of), read(query + LANES),
-                                                    broadcast(of + QUAD)));
+                sums = _mm256_add_epi32(sums,
+                                        eight(read(query), broadcast(of), read(query + LANES), broadcast(of + QUAD)));
             }
             _mm256_storeu_si256((__m256i *)(products + key) + half, sums);
         }

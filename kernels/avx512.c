@@ -3,7 +3,8 @@
    As avx2.c, in registers twice as wide: bound by the two ports that multiply integers of 512 bits (p0 and p5). */
 #include <immintrin.h>
 #include "arithmetic.h"
-#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))), apply_to = function)
+#pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))),                   \
+                             apply_to = function)
 
 enum { CODE_SHIFT = 0, STEP = 2 * QUAD, DEPTH = STEP };
 #define TALL 12

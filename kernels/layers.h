@@ -9,8 +9,7 @@
 
 /* A row's codes and its rest, from the extremes that the lanes of y factor have seen. A difference from the lowest is
    at most the range, so that no code needs to be cut; of a sum with ROUND the lowest byte is the rounded number's. */
-static INLINE void encode(const Coding *of, const int64_t row, const float *y, Floats lowest,
-                                    Floats highest) {
+static INLINE void encode(const Coding *of, const int64_t row, const float *y, Floats lowest, Floats highest) {
     const float low = -largest_lane(-lowest), range = largest_lane(highest) - low;
     const Floats start = all(low), inverse = all(range > SMALLEST_RANGE ? LARGEST_CODE / range : 0);
     float *rest = of->rest + row * (OUTLIERS + of->outlier_count);
@@ -45,8 +44,7 @@ static void encode_rows(const Coding *of, const float *x, const int64_t rows) {
 }
 
 /* (y - mean) / sqrt(variance + epsilon) gain + shift into y, a row whose lanes' sums are `total`; codes unless NULL. */
-static INLINE void normalize(const Normalization *of, float *y, Floats total, const Coding *coding,
-                                       const int64_t row) {
+static INLINE void normalize(const Normalization *of, float *y, Floats total, const Coding *coding, const int64_t row) {
     const int64_t size = of->size;
     Floats mean = all(sum_of_lanes(total) / (float)size), squares = {};
     for (int64_t i = 0; i < size; i += LANES) {
@@ -90,8 +88,8 @@ static void embed(const Embed *of) {
 
 /* So many rows, whose codes follow one another, by WIDE x LANES columns from `column` on, into y, whose rows are `step`
    apart. All sums stay in registers until they are whole. */
-static INLINE void multiply_block(const int rows, const Product *of, const int64_t row, const int64_t column,
-                                   float *y, const int64_t step) {
+static INLINE void multiply_block(const int rows, const Product *of, const int64_t row, const int64_t column, float *y,
+                                  const int64_t step) {
     const int64_t size = of->size, first = column / BLOCK * BLOCK;
     const uint8_t *codes = of->codes + row * size;
     const int8_t *weight = of->weight + first * size + (column - first) * QUAD;
@@ -104,7 +102,7 @@ static INLINE void multiply_block(const int rows, const Product *of, const int64
         UNROLL
         for (int r = 0; r < rows; r++) sums[r][c] = start;
     }
-    _Pragma("clang loop unroll(disable)") /* or codes are read ahead into registers that sums need */
+    DO_NOT_UNROLL /* or codes are read ahead into registers that sums need */
     for (int64_t k = 0; k < size; k += DEPTH) {
         Codes read[TALL];
         UNROLL
@@ -116,8 +114,7 @@ static INLINE void multiply_block(const int rows, const Product *of, const int64
             UNROLL
             for (int r = 0; r < rows; r++) {
                 UNROLL
-                for (int c = 0; c < WIDE; c++)
-                    sums[r][c] = dot(sums[r][c], read[r], q, weight + c * LANES * QUAD);
+                for (int c = 0; c < WIDE; c++) sums[r][c] = dot(sums[r][c], read[r], q, weight + c * LANES * QUAD);
             }
         }
     }
@@ -138,8 +135,7 @@ static INLINE void multiply_block(const int rows, const Product *of, const int64
         for (int c = 0; c < WIDE; c++) {
             const Floats weight = load(rest_weight + c * LANES);
             UNROLL
-            for (int r = 0; r < rows; r++)
-                found[r][c] = fma(all(rest[r * of->rest_size + j]), weight, found[r][c]);
+            for (int r = 0; r < rows; r++) found[r][c] = fma(all(rest[r * of->rest_size + j]), weight, found[r][c]);
         }
     }
     UNROLL
@@ -150,14 +146,14 @@ static INLINE void multiply_block(const int rows, const Product *of, const int64
 }
 
 /* BLOCK columns from `column` on of the rows from `first` on, into y, whose rows are `step` apart. */
-static void multiply_columns(const Product *of, const int64_t first, const int64_t rows, const int64_t column,
-                              float *y, const int64_t step) {
+static void multiply_columns(const Product *of, const int64_t first, const int64_t rows, const int64_t column, float *y,
+                             const int64_t step) {
     const int64_t blocks = (rows + TALL - 1) / TALL;
     for (int64_t c = 0; c < BLOCK; c += WIDE * LANES)
         for (int64_t block = 0; block < blocks; block++) {
             const int64_t from = rows * block / blocks, to = rows * (block + 1) / blocks;
             switch (to - from) {
-#define CASE(n)                                                                                                       \
+#define CASE(n)                                                                                                        \
     case n: multiply_block(n, of, first + from, column + c, y + from * step + c, step); break;
                 CASE(1)
                 CASE(2)
@@ -174,6 +170,7 @@ static void multiply_columns(const Product *of, const int64_t first, const int64
                 CASE(12)
 #endif
 #undef CASE
+            default: __builtin_unreachable();
             }
         }
 }
@@ -226,8 +223,6 @@ static void linear_gelu_quantize(const Product *product, const Coding *of, float
                     highest[row] = larger(z, highest[row]);
                 }
         }
-        for (int64_t row = 0; row < rows; row++)
-            encode(of, first + row, room + row * step, lowest[row], highest[row]);
+        for (int64_t row = 0; row < rows; row++) encode(of, first + row, room + row * step, lowest[row], highest[row]);
     }
 }
-

@@ -26,7 +26,7 @@ static INLINE Ints all_of(int32x4_t a, int32x4_t b, int32x4_t c, int32x4_t d) {
                                    10, 11, 12, 13, 14, 15);
 }
 
-#define QUARTER(of, i) __builtin_shufflevector(of, of, 4 * i, 4 * i + 1, 4 * i + 2, 4 * i + 3)
+#define QUARTER(of, i) __builtin_shufflevector((of), (of), 4 * (i), 4 * (i) + 1, 4 * (i) + 2, 4 * (i) + 3)
 
 static INLINE Ints dot(Ints sums, Codes codes, int q, const int8_t *weight) {
     const int8x16_t quad = vreinterpretq_s8_s32(vdupq_n_s32(codes[q]));
@@ -55,8 +55,8 @@ static INLINE void score(const int32_t *queries, const int8_t *keys, const int32
 }
 
 #define AVERAGE(i)                                                                                                     \
-    vreinterpretq_s32_u32(vdotq_u32(vreinterpretq_u32_s32(QUARTER(sums, i)), vreinterpretq_u8_s32(QUARTER(weights, i)), \
-                                    quad))
+    vreinterpretq_s32_u32(                                                                                             \
+        vdotq_u32(vreinterpretq_u32_s32(QUARTER(sums, i)), vreinterpretq_u8_s32(QUARTER(weights, i)), quad))
 
 static INLINE Ints average(Ints sums, Ints weights, int32_t values) {
     const uint8x16_t quad = vreinterpretq_u8_s32(vdupq_n_s32(values));

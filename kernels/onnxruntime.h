@@ -14,7 +14,7 @@ typedef struct KernelContext KernelContext;
 typedef struct SessionOptions SessionOptions;
 typedef struct Domain Domain;
 
-enum { FAIL = 1 }; /* OrtErrorCode */
+enum { FAIL = 1 };                                             /* OrtErrorCode */
 enum { FLOAT = 1, UINT8 = 2, INT8 = 3, INT32 = 6, INT64 = 7 }; /* ONNXTensorElementDataType */
 
 struct Operator;

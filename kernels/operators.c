@@ -312,7 +312,9 @@ typedef struct Instructions {
 /* Those that this build has, the best first. */
 static const Instructions known[] = {
 #ifdef __x86_64__
-    {"vnni", &arithmetic_vnni}, {"avx512", &arithmetic_avx512}, {"avx2", &arithmetic_avx2},
+    {"vnni", &arithmetic_vnni},
+    {"avx512", &arithmetic_avx512},
+    {"avx2", &arithmetic_avx2},
 #else
     {"neon", &arithmetic_neon},
 #endif
@@ -397,6 +399,7 @@ static Status *compute(void *kernel, KernelContext *context) {
     return run.error;
 }
 
+/* clang-format off */
 #define OPERATOR                                                                                                      \
     {                                                                                                                 \
         .version = 16, .GetName = name_of, .GetExecutionProviderType = provider_of, .GetInputType = input_type,       \
@@ -438,6 +441,7 @@ static const Definition definitions[] = {
         0, compute_quantize,
     },
 };
+/* clang-format on */
 
 /* What onnxruntime calls in a library of operators. */
 EXPORT Status *RegisterCustomOps(SessionOptions *options, const ApiBase *base) {

@@ -16,11 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import kernels
 from export.source import DEFAULT_MODEL, fetch
 from handler.artifact import MANIFEST, open_artifact
 from handler.embedder import Embedder
 from tests.servers import ROOT
 from tests.servers import start as start
+
+if sanitized := os.environ.get("TEST_OPERATORS"):
+    kernels.LIBRARY = str(ROOT / sanitized)
 
 MODEL_NAME = "all-MiniLM-L6-v2"
 

@@ -70,6 +70,19 @@ EMULATORS = {"native": [], "haswell": ["qemu-x86_64"], "graviton2": ["qemu-aarch
 CPUS = tuple(EMULATORS)
 
 
+INSTRUCTIONS = tuple(
+    name
+    for name, flags in {
+        "vnni": ("avx512_vnni",),
+        "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
+        "avx2": ("avx2", "fma"),
+        "neon": ("asimddp",),
+    }.items()
+    if set(flags) <= set(Path("/proc/cpuinfo").read_text("utf-8").split())
+)
+"""What this CPU has of KERNELS_INSTRUCTIONS."""
+
+
 class PreparationError(Exception):
     """What the arm64 system needs cannot be had; the message says what."""
 

@@ -1,9 +1,9 @@
-"""Each operator of kernels/ against float64, what it refuses, and how the library is compiled."""
+"""Each operator of kernels/ with every instruction set that this CPU has, against float64, and what it refuses.
+
+`make sanitize` runs this file alone, with operators that notice what C leaves undefined.
+"""
 
 import math
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,32 +14,12 @@ import pytest
 from onnx import helper, numpy_helper
 
 import kernels
-import kernels.__main__ as compiler
-from export import ExportError
-from export.package import package
-from handler.artifact import ArtifactError, open_artifact
 from handler.embedder import Embedder
-from kernels import LIBRARY, VERSION, library
-from kernels.__main__ import CompileError, compile_operators
-from quantize import QuantizationError
 from quantize.assemble import DOMAIN, product_constants
 from quantize.rounding import LARGEST_CODE
-from quantize.session import open_session
 from tests import reference
-from tests.portability import command, missing
+from tests.portability import INSTRUCTIONS
 from tests.reference import EPSILON, Arrays
-
-INSTRUCTIONS = tuple(
-    name
-    for name, flags in {
-        "vnni": ("avx512_vnni",),
-        "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
-        "avx2": ("avx2", "fma"),
-        "neon": ("asimddp",),
-    }.items()
-    if set(flags) <= set(Path("/proc/cpuinfo").read_text("utf-8").split())
-)
-"""What this CPU has of KERNELS_INSTRUCTIONS."""
 
 HALF_A_CODE = 0.5 + 2e-3
 """How far a code may be from the exact number that it rounds: 0.002 codes for float32."""
@@ -460,37 +440,6 @@ def test_a_missing_attribute_is_named() -> None:
         run("AttentionQuantize", attention_inputs(1, 2, 2, 32), ["codes", "rest"], alpha=1.0)
 
 
-@pytest.mark.parametrize("version", [VERSION - 1, VERSION + 1])
-def test_a_model_of_other_operators_is_refused(version: int, copy_model: Callable[[str], Path]) -> None:
-    artifact = open_artifact(copy_model("v1"))
-    entry = artifact.manifest.precisions["int8"]
-    assert entry.operators == VERSION
-    other = artifact.manifest._replace(precisions={"int8": entry._replace(operators=version)})
-    with pytest.raises(ArtifactError, match=rf"v1 needs the operators of version {version}, this code has version"):
-        Embedder.from_artifact(artifact._replace(manifest=other))
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (None, "is missing: compile it with: make operators"),
-        (b"no library", "cannot load .*operators.so: .*file too short"),
-    ],
-)
-def test_a_library_that_cannot_be_loaded_is_named(
-    content: bytes | None, message: str, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "operators.so"
-    if content:
-        path.write_bytes(content)
-    monkeypatch.setattr(kernels, "LIBRARY", str(path))
-    with pytest.raises(ArtifactError, match=message):
-        Embedder.load(model_folder)
-    with pytest.raises(QuantizationError, match=message):
-        open_session(Path(open_artifact(model_folder).model("int8")))
-    assert Embedder.load(model_folder, "fp32").embed(["float32 needs no operators"]).tokens == [7]
-
-
 @pytest.mark.parametrize("instructions", INSTRUCTIONS)
 def test_all_instructions_give_the_same_vectors(
     instructions: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -502,103 +451,3 @@ def test_all_instructions_give_the_same_vectors(
     embedder = Embedder.load(model_folder)
     assert kernels.instructions_in_use() == instructions
     np.testing.assert_array_equal(embedder.embed(texts).vectors, wanted)
-
-
-@pytest.mark.parametrize("wanted", ["sse2", "AVX2", " ", "neon" if os.uname().machine == "x86_64" else "avx2"])
-def test_unknown_instructions_are_named(wanted: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("KERNELS_INSTRUCTIONS", wanted)
-    names = "vnni, avx512, avx2" if os.uname().machine == "x86_64" else "neon"
-    with pytest.raises(ArtifactError, match=rf"KERNELS_INSTRUCTIONS must be one of {names}, or unset for the best"):
-        Embedder.load(model_folder)
-
-
-def test_no_name_is_the_best_there_is(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Embedder.load(model_folder)
-    best = kernels.instructions_in_use()
-    assert best in INSTRUCTIONS
-    monkeypatch.setenv("KERNELS_INSTRUCTIONS", "")
-    Embedder.load(model_folder)
-    assert kernels.instructions_in_use() == best
-
-
-REGISTER = """
-import os
-os.environ.update({environment!r})
-from handler import embedder
-from kernels import register
-register(embedder.onnxruntime.SessionOptions())
-"""
-
-
-@pytest.mark.parametrize(
-    ("cpu", "machine", "emulated", "older", "message"),
-    [
-        ("haswell", "x86_64", "Haswell", "SandyBridge", "no AVX2: x86-64 needs AVX2 and FMA (Haswell, 2013, or newer)"),
-        (
-            "graviton2",
-            "aarch64",
-            "neoverse-n1",
-            "cortex-a72",
-            "no dot products: arm64 needs ARMv8.2's (Graviton2, 2019, or newer)",
-        ),
-    ],
-)
-def test_a_cpu_that_is_too_old_is_named(cpu: str, machine: str, emulated: str, older: str, message: str) -> None:
-    if reason := missing(cpu):
-        pytest.skip(f"{cpu}: {reason}")
-    arguments, environment = command(cpu, ["-c", REGISTER.format(environment={})])
-    arguments = [older if argument == emulated else argument for argument in arguments]
-    assert older in arguments
-    ran = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
-    assert ran.returncode
-    assert f"OperatorsError: cannot load {library('linux', machine)}: " in ran.stderr
-    assert f"this CPU has {message}" in ran.stderr
-
-
-def test_instructions_that_the_cpu_does_not_have_are_refused() -> None:
-    if reason := missing("haswell"):
-        pytest.skip(f"haswell: {reason}")
-    arguments, environment = command("haswell", ["-c", REGISTER.format(environment={"KERNELS_INSTRUCTIONS": "vnni"})])
-    ran = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=False)
-    assert ran.returncode
-    assert "this CPU does not have the instructions that KERNELS_INSTRUCTIONS names: unset it" in ran.stderr
-
-
-def test_two_compilations_have_the_same_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(compiler, "library", lambda system, machine: str(tmp_path / f"{system}-{machine}.so"))
-    made = compile_operators("linux", os.uname().machine)
-    assert made.parent == tmp_path
-    assert made.read_bytes() == Path(LIBRARY).read_bytes()
-    assert [path.name for path in tmp_path.iterdir()] == [made.name]
-
-
-def test_sources_that_do_not_compile_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "operators.c").write_text("int broken(void) { return }")
-    monkeypatch.setattr(compiler, "FOLDER", tmp_path)
-    monkeypatch.setattr(compiler, "SOURCES", {"x86_64": ("operators.c",)})
-    monkeypatch.setattr(compiler, "library", lambda system, machine: str(tmp_path / "made.so"))
-    with pytest.raises(CompileError, match=r"cannot compile the operators for linux x86_64: .*expected expression"):
-        compile_operators("linux", "x86_64")
-    assert [path.name for path in tmp_path.iterdir()] == ["operators.c"]
-
-
-def test_an_unknown_machine_is_named() -> None:
-    with pytest.raises(
-        CompileError, match=r"no operators for linux riscv64, only for linux x86_64, linux aarch64, darwin"
-    ):
-        compile_operators("linux", "riscv64")
-
-
-def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", sys._base_executable)  # without what is installed beside it
-    with pytest.raises(CompileError, match=r"the compiler is missing, install it with: pip install '.\[export\]'"):
-        compile_operators("linux", "x86_64")
-
-
-def test_a_package_without_operators_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import export.package
-
-    monkeypatch.setattr(export.package, "library", lambda system, machine: str(tmp_path / f"{system}-{machine}.so"))
-    with pytest.raises(ExportError, match=r"linux-aarch64.so is missing: compile it with: make operators"):
-        package(tmp_path / "function", architecture="arm64")
-    assert not (tmp_path / "function").exists()
