@@ -104,6 +104,8 @@ class Embedder:
         self._session = session
         self._inputs = [node.name for node in session.get_inputs()]
         self._outputs = [node.name for node in session.get_outputs()]
+        self.instructions = _instructions_of(session) if manifest.precisions[precision].operators else None
+        """Those of the CPU that our operators use, such as "avx2"; None if the model has no operators of ours."""
         self._group_texts = manifest.precisions[precision].batch_independent
 
     @classmethod
@@ -343,6 +345,11 @@ def _register_operators(options: onnxruntime.SessionOptions, version: int, folde
         register(options)
     except OperatorsError as error:
         raise ArtifactError(str(error)) from error
+
+
+def _instructions_of(session: onnxruntime.InferenceSession) -> str:
+    found: str = session.get_session_options().get_session_config_entry("kernels.instructions")
+    return found
 
 
 def _for_each(work: Callable[[list[int]], None], runs: Sequence[list[int]], threads: int) -> None:

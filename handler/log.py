@@ -44,6 +44,8 @@ class Record:
         self.truncated = 0
         self.load_seconds: float | None = None
         """Of the model, in the first request after it was loaded."""
+        self.instructions: str | None = None
+        """Of the CPU, that the model's operators use; told when loading is."""
         self._namespace = namespace
         self._with_texts = with_texts
         self._phases: dict[str, float] = {}
@@ -78,7 +80,7 @@ class Record:
         if self.truncated:
             line["truncated"] = self.truncated
         if self.load_seconds is not None:
-            line |= {"cold_starts": 1, "load_ms": round(self.load_seconds * 1000, 3)}
+            line |= {"cold_starts": 1, "load_ms": round(self.load_seconds * 1000, 3), "instructions": self.instructions}
         if error is not None:
             line["server_errors" if server_error else "client_errors"] = 1
             line["error"] = {"type": type(error).__name__, "code": status_of(error).code}

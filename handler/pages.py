@@ -63,6 +63,7 @@ def info(embedder: Embedder) -> dict[str, Any]:
         "normalize": manifest.normalize,
         "parity": precision.parity._asdict(),
         "threads": embedder.threads,
+        "instructions": embedder.instructions,
         "limits": {
             "request_bytes": MAX_REQUEST_BYTES,
             "response_bytes": MAX_RESPONSE_BYTES,

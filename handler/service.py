@@ -58,7 +58,7 @@ def embed(request: EmbedRequest, record: log.Record, deadline: float | None) -> 
     """
     record.end_phase("parse")
     embedder = loaded_embedder()
-    _tell_load(record)
+    _tell_load(record, embedder)
     manifest = embedder.manifest
     request.check(manifest)
     request = request.with_texts_of_tokens(embedder)
@@ -78,8 +78,10 @@ def embed(request: EmbedRequest, record: log.Record, deadline: float | None) -> 
     return body
 
 
-def _tell_load(record: log.Record) -> None:
-    """Say in one record that the model was loaded, and how long it took."""
+def _tell_load(record: log.Record, embedder: Embedder) -> None:
+    """Say in one record that the model was loaded, how long it took, and which instructions it uses."""
     global _load_seconds
     record.load_seconds, _load_seconds = _load_seconds, None
+    if record.load_seconds is not None:
+        record.instructions = embedder.instructions
     record.end_phase("load")

@@ -33,6 +33,8 @@ LIBRARY = library(sys.platform, os.uname().machine)
 def register(options: onnxruntime.SessionOptions) -> None:
     """Let sessions with these options run the operators.
 
+    They use the best instructions that the CPU has, of "vnni", "avx512" and "avx2", or "neon", or those that the
+    environment variable KERNELS_INSTRUCTIONS names; the options' entry "kernels.instructions" tells which.
     Raises OperatorsError if the library is missing or cannot be loaded, as on a CPU without AVX2.
     """
     if not os.path.exists(LIBRARY):
@@ -41,13 +43,3 @@ def register(options: onnxruntime.SessionOptions) -> None:
         options.register_custom_ops_library(LIBRARY)
     except Exception as error:  # onnxruntime raises nothing more exact
         raise OperatorsError(f"cannot load {LIBRARY}: {error}") from error
-
-
-def instructions_in_use() -> str:
-    """What the operators were registered with: "vnni", "avx512", "avx2" or "neon"; "none" before that."""
-    import ctypes  # by who asks alone: it costs a start 3 ms
-
-    name = ctypes.CDLL(LIBRARY).instructions_in_use
-    name.restype = ctypes.c_char_p
-    found: bytes | None = name()
-    return found.decode() if found else "none"

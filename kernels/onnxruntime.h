@@ -40,7 +40,9 @@ typedef struct Api {
     Status *(*KernelContext_GetOutput)(KernelContext *, size_t, const int64_t *shape, size_t, Value **);
     const void *before_release[99 - 92];
     void (*ReleaseTensorTypeAndShapeInfo)(Shape *);
-    const void *before_constants[249 - 100];
+    const void *before_settings[130 - 100];
+    Status *(*AddSessionConfigEntry)(SessionOptions *, const char *key, const char *value);
+    const void *before_constants[249 - 131];
     Status *(*KernelInfoGetConstantInput_tensor)(const KernelInfo *, size_t, int *is_constant, const Value **);
 } Api;
 
@@ -51,6 +53,7 @@ _Static_assert(offsetof(Api, GetTensorTypeAndShape) == 65 * sizeof(void *), "pla
 _Static_assert(offsetof(Api, KernelInfoGetAttribute_float) == 85 * sizeof(void *), "place in the table");
 _Static_assert(offsetof(Api, KernelContext_GetInput) == 90 * sizeof(void *), "place in the table");
 _Static_assert(offsetof(Api, ReleaseTensorTypeAndShapeInfo) == 99 * sizeof(void *), "place in the table");
+_Static_assert(offsetof(Api, AddSessionConfigEntry) == 130 * sizeof(void *), "place in the table");
 _Static_assert(offsetof(Api, KernelInfoGetConstantInput_tensor) == 249 * sizeof(void *), "place in the table");
 
 typedef struct ApiBase {

@@ -367,9 +367,6 @@ static const char *choose_instructions(void) {
     return "KERNELS_INSTRUCTIONS must be one of " NAMES ", or unset for the best that the CPU has";
 }
 
-/* The name of the instructions in use, NULL before the operators are registered. */
-EXPORT const char *instructions_in_use(void) { return in_use ? in_use->name : NULL; }
-
 static Status *create(const Operator *operator, const Api *api, const KernelInfo *info, void **made) {
     Kernel *kernel = calloc(1, sizeof *kernel);
     if (!kernel) return api->CreateStatus(FAIL, "out of memory");
@@ -443,7 +440,7 @@ static const Definition definitions[] = {
 };
 /* clang-format on */
 
-/* What onnxruntime calls in a library of operators. */
+/* What onnxruntime calls in a library of operators. The options tell which instructions are in use. */
 EXPORT Status *RegisterCustomOps(SessionOptions *options, const ApiBase *base) {
     static Domain *domain; /* of all sessions, and never released: they may outlive one another */
     const Api *api = base->GetApi(16);
@@ -457,5 +454,6 @@ EXPORT Status *RegisterCustomOps(SessionOptions *options, const ApiBase *base) {
         if (error) return error;
         domain = made;
     }
-    return api->AddCustomOpDomain(options, domain);
+    Status *error = api->AddSessionConfigEntry(options, "kernels.instructions", in_use->name);
+    return error ? error : api->AddCustomOpDomain(options, domain);
 }

@@ -449,5 +449,5 @@ def test_all_instructions_give_the_same_vectors(
     wanted = Embedder.load(model_folder).embed(texts).vectors
     monkeypatch.setenv("KERNELS_INSTRUCTIONS", instructions)
     embedder = Embedder.load(model_folder)
-    assert kernels.instructions_in_use() == instructions
+    assert embedder.instructions == instructions
     np.testing.assert_array_equal(embedder.embed(texts).vectors, wanted)

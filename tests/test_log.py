@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from tests.portability import INSTRUCTIONS
 from tests.servers import Answer, Local
 
 Start = Callable[..., Local]
@@ -160,7 +161,8 @@ def test_a_cold_start_is_told_once(load_app: LoadApp, capsys: pytest.CaptureFixt
         app.lambda_handler({"text": "a"}, None)
         line = line_of(capsys)
         colds.append(line["cold_start"])
-        assert ("load_ms" in line) == ("cold_starts" in line) == line["cold_start"]
+        assert ("load_ms" in line) == ("cold_starts" in line) == ("instructions" in line) == line["cold_start"]
+        assert line.get("instructions", INSTRUCTIONS[0]) == INSTRUCTIONS[0]
     assert colds == [True, False, False]
 
 

@@ -61,12 +61,14 @@ def test_unknown_instructions_are_named(wanted: str, model_folder: Path, monkeyp
 
 
 def test_no_name_is_the_best_there_is(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    Embedder.load(model_folder)
-    best = kernels.instructions_in_use()
-    assert best in INSTRUCTIONS
+    best = Embedder.load(model_folder).instructions
+    assert best == INSTRUCTIONS[0]
     monkeypatch.setenv("KERNELS_INSTRUCTIONS", "")
-    Embedder.load(model_folder)
-    assert kernels.instructions_in_use() == best
+    assert Embedder.load(model_folder).instructions == best
+
+
+def test_float32_has_no_instructions_of_ours(float32: Embedder) -> None:
+    assert float32.instructions is None
 
 
 REGISTER = """
