@@ -16,10 +16,10 @@ from quantize import DEFAULT_RECIPE
 
 INT8_FILES = (MODEL_FILES["int8"], MODEL_FILES["int8"] + WEIGHTS_SUFFIX)
 
-VERSION = "c9745ed1-7e156310"
+VERSION = "c9745ed1-15c5ae05"
 DIGESTS: Mapping[str, str] = {
-    "model_int8.onnx": "71f31b8cddb55b9ec58bd85259d79c6bf06b1197096d352c34465cee63badffe",
-    "model_int8.onnx_data": "ad1d136a2aa10ae21b278368d461ef5ab372f22327d8e58a42bb5b7868683103",
+    "model_int8.onnx": "d0338370403c6b7dd200436340b9e5504525b68b4ed80276755cf3897442a489",
+    "model_int8.onnx_data": "976645e9754d54c29ca6c47767b62c0f1356805303d34dcfcc8f5ccc237cfadc",
 }
 """SHA-256 of the files."""
 

@@ -66,6 +66,7 @@ typedef struct Product {
     const int8_t *weight;
     const int32_t *sums;
     const float *rest, *scale, *bias, *rest_weight;
+    uint8_t *room; /* for a panel's codes, where the arithmetic asks for it */
 } Product;
 
 typedef struct AddNormalize {
@@ -90,6 +91,7 @@ typedef struct Arithmetic {
     void (*linear_gelu_quantize)(const Product *, const Coding *, float *room);
     void (*quantize)(const Coding *, const float *x, int64_t rows);
     void (*attend)(const Attention *);
+    int needs_room; /* in Product, of a byte a code of a panel */
 } Arithmetic;
 
 /* What a row's rest has before its outlier channels. */
@@ -97,10 +99,6 @@ enum { SCALE, LOWEST, OUTLIERS };
 
 /* Multiples of LANES up from a number. */
 static INLINE int64_t padded(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
-
-static INLINE int64_t panel_rows(const Product *of, int64_t first) {
-    return of->rows - first < PANEL ? of->rows - first : PANEL;
-}
 
 /* Bytes of a head's queries, keys and values, of the codes of LANES rows of weights, and of the averages of all heads
    (attention.h). */

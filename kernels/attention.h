@@ -27,6 +27,8 @@ enum {
     LARGEST_VALUE = 127,
     GROUPED = LANES * GROUP / KEYS,
 };
+/* The words that `weigh` adds up, of codes that are all 0. */
+#define WITHOUT_CODES (KEYS == 4 ? ROUND_BITS * 0x01010101u : ROUND_BITS * 0x00010001u)
 _Static_assert(GROUP == LANES, "rows are padded for both");
 
 /* A head of one text. Rows are padded to LANES. */
@@ -42,7 +44,7 @@ typedef struct Head {
     float *middle, *value_scales; /* (size) */
     int32_t *codes;               /* KEYS codes of weights each, of LANES queries: (rows / KEYS, LANES) */
     float *highest;               /* score of each group of keys, then the group's scale: (rows / GROUP, LANES) */
-    int32_t *sums;                /* of codes: (rows / GROUP, LANES) */
+    int32_t *sums;                /* of codes, then those times -VALUE_SHIFT: (rows / GROUP, LANES) */
     float *averages;              /* (size, LANES) */
     float finite;                 /* 0, or not a number if a query or a key is not finite */
 } Head;
@@ -132,15 +134,14 @@ static INLINE void weigh(Head *of, const int64_t size, const int64_t query, cons
         Words word = {};
         UNROLL
         for (int i = 0; i < KEYS; i++) {
-            if (key + i >= count) break;
-            const Words code = weight_codes((scores[key + i] - highest) * scale) - ROUND_BITS;
+            const Words code = key + i < count ? weight_codes(scores[key + i] - highest, scale) : (Words)ROUND_BITS;
             total += code;
-            word |= code << (32 / KEYS * i);
+            word += code << (32 / KEYS * i);
         }
-        store_ints(codes + key / KEYS * LANES, (Ints)word);
+        store_ints(codes + key / KEYS * LANES, (Ints)(word - WITHOUT_CODES));
     }
     store(of->highest + first / GROUP * LANES, highest);
-    store_ints(of->sums + first / GROUP * LANES, (Ints)total);
+    store_ints(of->sums + first / GROUP * LANES, (Ints)(total - GROUP * ROUND_BITS));
 }
 
 /* LANES queries from `query` on, into rows of y, which may be more than the text has. */
@@ -156,13 +157,14 @@ static INLINE void attend_group(Head *of, const int64_t size, const int64_t quer
         const Floats of_group = exp2((load(of->highest + i * LANES) - highest) * scale);
         total = fma(__builtin_convertvector(load_ints(of->sums + i * LANES), Floats), of_group, total);
         store(of->highest + i * LANES, of_group);
+        if (VALUE_SHIFT) store_ints(of->sums + i * LANES, load_ints(of->sums + i * LANES) * -VALUE_SHIFT);
     }
     const Floats inverse = 1 / total;
     for (int64_t d = 0; d < size; d += CHUNK) {
         Floats y[CHUNK] = {};
         for (int64_t i = 0; i < groups; i++) {
             const int32_t *codes = of->codes + i * GROUPED, *values = of->values + i * GROUP / KEYS * size + d;
-            const Ints start = VALUE_SHIFT ? load_ints(of->sums + i * LANES) * -VALUE_SHIFT : (Ints)0;
+            const Ints start = VALUE_SHIFT ? load_ints(of->sums + i * LANES) : (Ints)0;
             const Floats of_group = load(of->highest + i * LANES);
             Ints sums[CHUNK];
             UNROLL

@@ -54,5 +54,6 @@ static INLINE Ints average(Ints sums, Ints weights, int32_t values) {
 #include "layers.h"
 #include "attention.h"
 
-const Arithmetic arithmetic_avx512 = {embed, linear, linear_add_normalize, linear_gelu_quantize, encode_rows, attend};
+const Arithmetic arithmetic_avx512 = {embed,       linear, linear_add_normalize, linear_gelu_quantize,
+                                      encode_rows, attend, CODE_SHIFT != 0};
 #pragma clang attribute pop

@@ -1,6 +1,6 @@
 /* All operators but attention, of an instruction set that has said how bytes are multiplied:
 
-     CODE_SHIFT       what `read_codes` takes from each code
+     CODE_SHIFT       what is taken from each code before it is read
      DEPTH            codes of a row that it reads at once
      STEP             inputs that one `dot` multiplies, for LANES columns
      TALL, WIDE       rows, and LANES of columns, whose sums fill the registers */
@@ -15,7 +15,7 @@ static INLINE void encode(const Coding *of, const int64_t row, const float *y, F
     float *rest = of->rest + row * (OUTLIERS + of->outlier_count);
     uint8_t *codes = of->codes + row * of->size;
     rest[SCALE] = range / LARGEST_CODE;
-    rest[LOWEST] = low;
+    rest[LOWEST] = low + 0.0f; /* of two zeros the positive one, as CPUs differ in their order */
     for (int64_t j = 0; j < of->outlier_count; j++) rest[OUTLIERS + j] = y[of->outlier_channels[j]];
     for (int64_t i = 0; i < of->size; i += LANES) {
         Floats z = load(y + i);
@@ -93,14 +93,18 @@ static INLINE void multiply_block(const int rows, const Product *of, const int64
     const int64_t size = of->size, first = column / BLOCK * BLOCK;
     const uint8_t *codes = of->codes + row * size;
     const int8_t *weight = of->weight + first * size + (column - first) * QUAD;
-    Ints sums[TALL][WIDE];
+    Ints start[WIDE], sums[TALL][WIDE];
     UNROLL
     for (int c = 0; c < WIDE; c++) {
-        Ints start;
-        __builtin_memcpy(&start, of->sums + column + c * LANES, sizeof start);
-        start *= CODE_SHIFT;
+        __builtin_memcpy(&start[c], of->sums + column + c * LANES, sizeof start[c]);
+        start[c] *= CODE_SHIFT;
+    }
+    UNROLL
+    for (int r = 0; r < rows; r++) {
+        const Ints *from = start;
+        REREAD(from);
         UNROLL
-        for (int r = 0; r < rows; r++) sums[r][c] = start;
+        for (int c = 0; c < WIDE; c++) sums[r][c] = from[c];
     }
     DO_NOT_UNROLL /* or codes are read ahead into registers that sums need */
     for (int64_t k = 0; k < size; k += DEPTH) {
@@ -123,11 +127,12 @@ static INLINE void multiply_block(const int rows, const Product *of, const int64
     UNROLL
     for (int c = 0; c < WIDE; c++) {
         const Floats scale = load(of->scale + column + c * LANES);
-        const Floats bias = load(of->bias + column + c * LANES);
         UNROLL
         for (int r = 0; r < rows; r++) {
+            const float *bias = of->bias + column + c * LANES;
+            REREAD(bias);
             const Floats row_scale = all(rest[r * of->rest_size + SCALE]);
-            found[r][c] = fma(__builtin_convertvector(sums[r][c], Floats) * row_scale, scale, bias);
+            found[r][c] = fma(__builtin_convertvector(sums[r][c], Floats) * row_scale, scale, load(bias));
         }
     }
     for (int64_t j = LOWEST; j < of->rest_size; j++, rest_weight += of->columns) {
@@ -145,16 +150,15 @@ static INLINE void multiply_block(const int rows, const Product *of, const int64
     }
 }
 
-/* BLOCK columns from `column` on of the rows from `first` on, into y, whose rows are `step` apart. */
-static void multiply_columns(const Product *of, const int64_t first, const int64_t rows, const int64_t column, float *y,
-                             const int64_t step) {
-    const int64_t blocks = (rows + TALL - 1) / TALL;
+/* BLOCK columns from `column` on of a panel's rows, into y, whose rows are `step` apart. */
+static void multiply_columns(const Product *panel, const int64_t column, float *y, const int64_t step) {
+    const int64_t blocks = (panel->rows + TALL - 1) / TALL;
     for (int64_t c = 0; c < BLOCK; c += WIDE * LANES)
         for (int64_t block = 0; block < blocks; block++) {
-            const int64_t from = rows * block / blocks, to = rows * (block + 1) / blocks;
+            const int64_t from = panel->rows * block / blocks, to = panel->rows * (block + 1) / blocks;
             switch (to - from) {
 #define CASE(n)                                                                                                        \
-    case n: multiply_block(n, of, first + from, column + c, y + from * step + c, step); break;
+    case n: multiply_block(n, panel, from, column + c, y + from * step + c, step); break;
                 CASE(1)
                 CASE(2)
                 CASE(3)
@@ -175,10 +179,28 @@ static void multiply_columns(const Product *of, const int64_t first, const int64
         }
 }
 
-/* The panel of rows from `first` on. */
+/* Up to PANEL rows from `first` on, as a product of its own. */
+static INLINE Product panel_of(const Product *of, const int64_t first) {
+    Product panel = *of;
+    panel.rows = of->rows - first < PANEL ? of->rows - first : PANEL;
+    panel.codes += first * of->size;
+    panel.rest += first * of->rest_size;
+    if (CODE_SHIFT) { /* once, and not each time that a code is read */
+        for (int64_t i = 0; i < panel.rows * of->size; i += LANES) {
+            Bytes codes;
+            __builtin_memcpy(&codes, panel.codes + i, sizeof codes);
+            codes ^= (Bytes)CODE_SHIFT;
+            __builtin_memcpy(of->room + i, &codes, sizeof codes);
+        }
+        panel.codes = of->room;
+    }
+    return panel;
+}
+
 static INLINE void multiply_panel(const Product *of, const int64_t first, float *y) {
+    const Product panel = panel_of(of, first);
     for (int64_t column = 0; column < of->columns; column += BLOCK)
-        multiply_columns(of, first, panel_rows(of, first), column, y + first * of->columns + column, of->columns);
+        multiply_columns(&panel, column, y + first * of->columns + column, of->columns);
 }
 
 static void linear(const Product *of, float *y) {
@@ -206,14 +228,15 @@ static void linear_gelu_quantize(const Product *product, const Coding *of, float
     const int64_t step = of->size + LANES; /* rows a multiple of 2 kB apart would share a few sets of the cache */
     float part[PANEL * BLOCK];
     for (int64_t first = 0; first < product->rows; first += PANEL) {
-        const int64_t rows = panel_rows(product, first);
+        const Product panel = panel_of(product, first);
+        const int64_t rows = panel.rows;
         Floats lowest[PANEL], highest[PANEL];
         for (int64_t row = 0; row < rows; row++) {
             lowest[row] = all(__builtin_inff());
             highest[row] = -lowest[row];
         }
         for (int64_t column = 0; column < of->size; column += BLOCK) {
-            multiply_columns(product, first, rows, column, part, BLOCK);
+            multiply_columns(&panel, column, part, BLOCK);
             for (int64_t row = 0; row < rows; row++)
                 for (int64_t i = 0; i < BLOCK; i += LANES) {
                     const Floats y = gelu(load(part + row * BLOCK + i));

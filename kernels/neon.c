@@ -16,9 +16,7 @@ enum { KEYS = 4, VALUE_SHIFT = 128, CHUNK = 2 };
 
 typedef int32x4_t Codes;
 
-static INLINE Codes read_codes(const uint8_t *codes) {
-    return vreinterpretq_s32_u8(veorq_u8(vld1q_u8(codes), vdupq_n_u8(CODE_SHIFT)));
-}
+static INLINE Codes read_codes(const uint8_t *codes) { return vreinterpretq_s32_u8(vld1q_u8(codes)); }
 
 static INLINE Ints all_of(int32x4_t a, int32x4_t b, int32x4_t c, int32x4_t d) {
     return __builtin_shufflevector(__builtin_shufflevector(a, b, 0, 1, 2, 3, 4, 5, 6, 7),
@@ -66,5 +64,6 @@ static INLINE Ints average(Ints sums, Ints weights, int32_t values) {
 #include "layers.h"
 #include "attention.h"
 
-const Arithmetic arithmetic_neon = {embed, linear, linear_add_normalize, linear_gelu_quantize, encode_rows, attend};
+const Arithmetic arithmetic_neon = {embed,       linear, linear_add_normalize, linear_gelu_quantize,
+                                    encode_rows, attend, CODE_SHIFT != 0};
 #pragma clang attribute pop

@@ -157,7 +157,15 @@ static Coding coding_of(Run *run, const Tensor *inputs, size_t output, int64_t r
     return of;
 }
 
-/* Of the inputs (codes, rest, weight, sums, scale, bias, rest_weight). */
+/* At the start of a line of the cache, in whole lines. */
+static void *room_of(Run *run, int64_t bytes) {
+    enum { LINE = 64 };
+    void *room = run->error ? NULL : aligned_alloc(LINE, (bytes + LINE - 1) / LINE * LINE);
+    check(run, room != NULL, "out of memory");
+    return room;
+}
+
+/* Of the inputs (codes, rest, weight, sums, scale, bias, rest_weight). Its room is the caller's to free. */
 static Product product_of(Run *run) {
     const Tensor *codes = &run->inputs[0], *rest = &run->inputs[1], *weight = &run->inputs[2];
     const int64_t columns = weight->sizes[0] * BLOCK;
@@ -179,18 +187,11 @@ static Product product_of(Run *run) {
         .scale = run->inputs[4].data,
         .bias = run->inputs[5].data,
         .rest_weight = run->inputs[6].data,
+        .room = run->kernel->arithmetic->needs_room ? room_of(run, PANEL * codes->sizes[1]) : NULL,
     };
 }
 
 enum { PRODUCT_INPUTS = 7 };
-
-/* At the start of a line of the cache, in whole lines. */
-static void *room_of(Run *run, int64_t bytes) {
-    enum { LINE = 64 };
-    void *room = run->error ? NULL : aligned_alloc(LINE, (bytes + LINE - 1) / LINE * LINE);
-    check(run, room != NULL, "out of memory");
-    return room;
-}
 
 static void compute_embed(Run *run) {
     const Tensor *ids = &run->inputs[0], *words = &run->inputs[1], *places = &run->inputs[4];
@@ -220,6 +221,7 @@ static void compute_linear(Run *run) {
     const Product product = product_of(run);
     float *y = output_of(run, 0, (int64_t[]){product.rows, product.columns}, 2);
     if (!run->error) run->kernel->arithmetic->linear(&product, y);
+    free(product.room);
 }
 
 static void linear_add_normalize(Run *run, int with_codes) {
@@ -240,6 +242,7 @@ static void linear_add_normalize(Run *run, int with_codes) {
         of.y = output_of(run, 0, (int64_t[]){ids[0], ids[1], size}, 3);
     }
     if (!run->error) run->kernel->arithmetic->linear_add_normalize(&product, &of);
+    free(product.room);
 }
 
 static void compute_linear_add_normalize(Run *run) { linear_add_normalize(run, 0); }
@@ -252,6 +255,7 @@ static void compute_linear_gelu_quantize(Run *run) {
     float *room = room_of(run, PANEL * (product.columns + LANES) * (int64_t)sizeof(float));
     if (!run->error) run->kernel->arithmetic->linear_gelu_quantize(&product, &coding, room);
     free(room);
+    free(product.room);
 }
 
 static void compute_quantize(Run *run) {

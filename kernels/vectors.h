@@ -14,12 +14,27 @@ static INLINE Floats load(const float *from) {
 
 static INLINE void store(float *to, Floats values) { __builtin_memcpy(to, &values, sizeof values); }
 
+/* On NEON a fused product adds to a register, so that a number in one, to be added to again, must be copied first, by an
+   instruction as dear as the product. Read once more it comes for nothing: REREAD makes the compiler forget that it
+   knows what lies at a pointer. */
+#ifdef __x86_64__
+#define REREAD(pointer)
+#else
+#define REREAD(pointer) __asm__ volatile("" : "+r"(pointer))
+#endif
+
 static INLINE Floats all(float value) { return (Floats)value; }
 
-/* The second of two that are not ordered. */
+/* Of a number and what is none the number, if that is the second. One instruction each. */
+#ifdef __x86_64__
 static INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
 static INLINE Floats smaller(Floats a, Floats b) { return a < b ? a : b; }
+#else
+static INLINE Floats larger(Floats a, Floats b) { return __builtin_elementwise_maxnum(a, b); }
+
+static INLINE Floats smaller(Floats a, Floats b) { return __builtin_elementwise_minnum(a, b); }
+#endif
 
 static INLINE Floats fma(Floats a, Floats b, Floats c) { return __builtin_elementwise_fma(a, b, c); }
 
@@ -51,14 +66,19 @@ static INLINE Floats exp2(Floats x) {
     return (Floats)((Words)p + ((Words)n << 23));
 }
 
-/* Whole numbers near 255 2^x, of x that are not positive, each in the lowest bits of ROUND. The polynomial is off by at
-   most 1.8e-3 of the number, which codes of attention do not tell from their own rounding. */
-static INLINE Words weight_codes(Floats x) {
-    const Floats clipped = larger(x + 7.99435344f, all(-20.0f)); /* log2 255 */
+/* Whole numbers near 255 2^(x scale), of products that are not positive, each in the lowest bits of ROUND. The
+   polynomial is off by at most 1.8e-3 of the number, which codes of attention do not tell from their own rounding. */
+static INLINE Words weight_codes(Floats x, Floats scale) {
+    static const Floats table[] = {
+        (Floats)7.99435344f,
+        (Floats)0.70344801f,
+        (Floats)1.00044314f, /* the first is log2 255 */
+    };
+    const Floats *c = table;
+    REREAD(c);
+    const Floats clipped = larger(fma(x, scale, c[0]), all(-20.0f));
     const Floats n = clipped + ROUND, r = clipped - (n - ROUND);
-    Floats p = all(0.23842893f);
-    p = fma(p, r, all(0.70344801f));
-    p = fma(p, r, all(1.00044314f));
+    const Floats p = fma(fma(all(0.23842893f), r, c[1]), r, c[2]);
     const Floats power = (Floats)((Words)p + ((Words)n << 23));
     return (Words)(power + ROUND);
 }
@@ -66,15 +86,16 @@ static INLINE Words weight_codes(Floats x) {
 /* max(x, 0) - |x| (1 - erf(|x| / sqrt 2)) / 2, the latter by a minimax polynomial up to 3.9, where it is nearly 0: off
    by at most 1.2e-4, a hundredth of the step between two codes. Of what is not a number it makes none. */
 static INLINE Floats gelu(Floats x) {
+    static const Floats table[] = {
+        (Floats)3.251474e-5f,  (Floats)-1.2082409e-3f, (Floats)1.3909920e-2f, (Floats)-7.222161e-2f,
+        (Floats)1.6986367e-1f, (Floats)-7.600672e-2f,  (Floats)-3.727715e-1f, (Floats)4.9696392e-1f,
+    };
+    const Floats *c = table;
+    REREAD(c);
     const Floats size = __builtin_elementwise_abs(x), a = smaller(size, all(3.9f));
-    Floats p = all(3.251474e-5f);
-    p = fma(p, a, all(-1.2082409e-3f));
-    p = fma(p, a, all(1.3909920e-2f));
-    p = fma(p, a, all(-7.222161e-2f));
-    p = fma(p, a, all(1.6986367e-1f));
-    p = fma(p, a, all(-7.600672e-2f));
-    p = fma(p, a, all(-3.727715e-1f));
-    p = fma(p, a, all(4.9696392e-1f));
+    Floats p = c[0];
+    UNROLL
+    for (int i = 1; i < 8; i++) p = fma(p, a, c[i]);
     return fma(x + size, all(0.5f), p * -a);
 }
 
