@@ -13,7 +13,19 @@ try:
     from rich.console import Console
     from rich.progress import Progress
 
-    from benchmarks import ablation, cold_start, cost, latency, load, memory, quality, report, throughput, vocabulary
+    from benchmarks import (
+        ablation,
+        cold_start,
+        cost,
+        instructions,
+        latency,
+        load,
+        memory,
+        quality,
+        report,
+        throughput,
+        vocabulary,
+    )
     from benchmarks.corpus import (
         Corpus,
         CorpusError,
@@ -42,6 +54,9 @@ MEMORY_REQUESTS = 10_000
 
 def main() -> int:
     arguments = _parse_arguments()
+    if arguments.instructions:
+        # For the processes that are measured, and for this one, before anything reads them.
+        os.environ.update(instructions.environment(arguments.instructions))
     try:
         for name in ALL if arguments.benchmark == "all" else [arguments.benchmark]:
             if name != "report":
@@ -65,7 +80,9 @@ def _measure_and_show(name: str, arguments: argparse.Namespace) -> None:
 
         source = arguments.source or fetch(DEFAULT_MODEL, None, None, Path(workdir)).folder
         result = _measure(name, arguments, source, total, lambda: progress.advance(task))
-    target = arguments.output or FOLDER / f"{name}.json"
+    if arguments.instructions:
+        result = result.with_parameter("instructions", arguments.instructions)
+    target = arguments.output or FOLDER / f"{report.file_name(name, arguments.instructions)}.json"
     result.write(target)
     for table in tables(report.SECTIONS[name].figures(result)):
         table.show()
@@ -161,8 +178,17 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, metavar="N", help=_REQUESTS)
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], metavar="N", help="default: 1 2")
+    parser.add_argument(
+        "--instructions",
+        choices=instructions.TITLES,
+        metavar="NAME",
+        help=f"of {', '.join(report.RESTRICTED)}: keep all that can be kept to {', '.join(instructions.TITLES)}",
+    )
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: benchmarks/results/BENCHMARK.json")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.instructions and arguments.benchmark not in report.RESTRICTED:
+        parser.error(f"--instructions is of {', '.join(report.RESTRICTED)}, not of {arguments.benchmark}")
+    return arguments
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import slow_files
+from benchmarks import instructions, slow_files
 from benchmarks.contenders import CONTENDERS, OURS
 from benchmarks.results import Figures, Result
 from benchmarks.runtime import lambda_python, start_function
@@ -125,15 +125,16 @@ def figures(result: Result) -> list[Figures]:
     library = [row for row in result.rows if row["mode"] == "library"]
     function = [row for row in result.rows if row["mode"] == "function"]
     phases = list(function[0]["phases"]) if function else []
+    suffix = instructions.suffix(result)
     return [
         Figures(
-            "Cold start of the library: fresh process to first vector, page cache warm, median",
+            f"Cold start of the library: fresh process to first vector, page cache warm, median{suffix}",
             ["", "ms", "peak memory, MB"],
             [[TITLES[row["contender"]], _ms(row["seconds"]), _median(row["peak_memory_mb"])] for row in library],
         ),
         Figures(
             "Cold start of the function: its package under AWS's runtime client and Python "
-            f"{result.parameters['function_python']}, start to first answer, ms, median",
+            f"{result.parameters['function_python']}, start to first answer, ms, median{suffix}",
             ["", "init", "first answer", "peak memory, MB"],
             [
                 [FILES[row["files"]], _ms(row["ready"]), _ms(row["seconds"]), _median(row["peak_memory_mb"])]
@@ -141,7 +142,7 @@ def figures(result: Result) -> list[Figures]:
             ],
         ),
         Figures(
-            "The same start by phase, without the Runtime API, ms, median",
+            f"The same start by phase, without the Runtime API, ms, median{suffix}",
             ["", *phases],
             [[FILES[row["files"]], *(_ms(row["phases"][name]) for name in phases)] for row in function],
         ),

@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from benchmarks import instructions
 from benchmarks.cgroups import limited, unavailable
 from benchmarks.corpus import mixed_length, of_length
 from benchmarks.memory import function, url_event
@@ -143,10 +144,14 @@ def figures(result: Result) -> list[Figures]:
 
 def _months(result: Result) -> Figures:
     row = next(row for row in result.rows if row["memory_mb"] == MONTH_MEMORY_MB)
-    seconds = statistics.median(row["short_seconds"])
+    seconds, suffix = (
+        statistics.median(row["short_seconds"]),
+        instructions.suffix(result),
+    )
     return Figures(
         f"Lambda's part of a month in dollars at {MONTH_MEMORY_MB} MB, requests of one short text each, with and "
-        "without provisioned concurrency of one environment, which here answers all of them, one after the other",
+        f"without provisioned concurrency of one environment, which here answers all of them, one after the "
+        f"other{suffix}",
         ["requests a month", *(f"{name}, {kind}" for name in ARCHITECTURES for kind in ("on demand", "provisioned"))],
         [
             [
@@ -167,7 +172,8 @@ def _sizes(result: Result) -> Figures:
         "Cost in dollars, us-east-1, from speeds under a CPU quota of MB / 1,769 on this machine's x86_64 CPU. "
         "arm64's speed is not measured: its costs are its prices at the x86_64 speed. One short text "
         f"({result.parameters['short_tokens']} tokens) a request; tokens in requests of {TEXTS_PER_REQUEST} texts of "
-        "mixed length; cold starts under the quota throughout, which Lambda lifts during init",
+        "mixed length; cold starts under the quota throughout, which Lambda lifts during init"
+        f"{instructions.suffix(result)}",
         [
             "",
             "vCPUs",

@@ -17,7 +17,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from benchmarks.contenders import CONTENDERS, OURS
+from benchmarks import instructions
+from benchmarks.contenders import OURS
 from benchmarks.corpus import of_length
 from benchmarks.memory import url_event
 from benchmarks.results import Figures, Result
@@ -92,10 +93,14 @@ def figures(result: Result) -> list[Figures]:
     threads = result.parameters["threads"]
     return [
         Figures(
-            f"Latency of one text, ms, median, {threads} thread{'s' if threads > 1 else ''}",
+            f"Latency of one text, ms, median, {threads} thread{'s' if threads > 1 else ''}"
+            f"{instructions.suffix(result)}",
             ["", *(f"{length} tokens" for length in LENGTHS)],
             [
-                [CONTENDERS[name].title + PATHS[path], *(f"{cells[name, path, length]:.1f}" for length in LENGTHS)]
+                [
+                    instructions.title(name, result) + PATHS[path],
+                    *(f"{cells[name, path, length]:.1f}" for length in LENGTHS),
+                ]
                 for name, path in dict.fromkeys((name, path) for name, path, _ in cells)
             ],
         )

@@ -19,6 +19,8 @@ def section(folder: Path = FOLDER) -> str:
     results = stored(folder)
     parts = []
     for name, result in results.items():
+        if name not in SECTIONS:
+            continue
         for table in tables(SECTIONS[name].figures(result)):
             if table.title.startswith(SHOWN) or "Spearman" in table.header:
                 parts += [f"**{table.title}**", table.markdown()]

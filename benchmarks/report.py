@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from benchmarks import ablation, cold_start, cost, latency, load, memory, quality, throughput
+from benchmarks.instructions import TITLES
 from benchmarks.results import FOLDER, Figures, Result, tables
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -16,7 +17,7 @@ DOCUMENT, PLOTS = "benchmarks.md", "benchmarks"
 COMMENT = "<!-- Written by python -m benchmarks report from benchmarks/results/. Do not edit. -->"
 
 Results: TypeAlias = Mapping[str, Result]
-"""By benchmark."""
+"""By benchmark, and, where it was kept to some instructions, their name: `throughput-avx2`."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,15 @@ SECTIONS: Mapping[str, Section] = {
 }
 
 
+RESTRICTED = ("cold-start", "latency", "throughput", "cost")
+"""The benchmarks that can be kept to fewer instructions than the CPU has."""
+
+
+def file_name(name: str, instructions: str | None) -> str:
+    """Of a result, without its ending."""
+    return f"{name}-{instructions}" if instructions else name
+
+
 def write(folder: Path = DOCS) -> list[str]:
     """Write document and plots of the stored results into `folder`; returns a line on each result that is missing."""
     from benchmarks import plots  # it needs matplotlib, which the document does not
@@ -125,13 +135,14 @@ def write(folder: Path = DOCS) -> list[str]:
 
 def stored(folder: Path = FOLDER) -> Results:
     """The results that are there."""
-    paths = {name: folder / f"{name}.json" for name in SECTIONS}
+    names = [file_name(name, each) for name in SECTIONS for each in (None, *(TITLES if name in RESTRICTED else ()))]
+    paths = {name: folder / f"{name}.json" for name in names}
     return {name: Result.read(path) for name, path in paths.items() if path.exists()}
 
 
 def plotted(results: Results) -> list[str]:
     """The benchmarks whose plot the results can fill."""
-    return [name for name in results if SECTIONS[name].plot and SECTIONS[name].plottable(results)]
+    return [name for name in results if name in SECTIONS and SECTIONS[name].plot and SECTIONS[name].plottable(results)]
 
 
 def document(results: Results) -> str:
@@ -144,8 +155,10 @@ def document(results: Results) -> str:
         parts += [f"## {section.title}", section.text]
         if name in plots:
             parts.append(f"![{section.plot}]({PLOTS}/{name}.svg)")
-        for table in tables(section.figures(results[name])):
-            parts += [f"**{table.title}**", table.markdown()]
+        for each in (None, *TITLES):
+            if (variant := file_name(name, each)) in results:
+                for table in tables(section.figures(results[variant])):
+                    parts += [f"**{table.title}**", table.markdown()]
     return "\n\n".join([*parts, *_HOW_TO]) + "\n"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -42,6 +42,10 @@ class Result:
             parameters=parameters,
             rows=list(rows),
         )
+
+    def with_parameter(self, name: str, value: str) -> Result:
+        """The same with one parameter more."""
+        return replace(self, parameters={**self.parameters, name: value})
 
     @classmethod
     def read(cls, path: Path) -> Result:

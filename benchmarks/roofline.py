@@ -21,6 +21,7 @@ import onnxruntime
 from kernels import register
 from quantize.assemble import DOMAIN, product_constants
 from quantize.fusion import MICROSOFT
+from quantize.rounding import LARGEST_CODE, LARGEST_SUM
 
 TOKENS = 384
 """Rows of the left matrix: as many tokens as the handler gives to a run."""
@@ -33,8 +34,11 @@ def measure(threads: int) -> dict[str, list[float]]:
     """Rates in 10^9 multiply-accumulates a second, one a call, of the shape with the highest median.
 
     `int8_gmacs` is of uint8 activations and int8 weights, scaled by column: of onnxruntime's MatMulIntegerToFloat or of
-    our Linear, whichever is faster. `float32_gmacs` is of MatMul. Weights are constants, packed beforehand.
+    our Linear, whichever is faster. `float32_gmacs` is of MatMul. Weights are constants, packed beforehand. Kept to
+    some instructions, there is our Linear alone.
     """
+    if os.environ.get("KERNELS_INSTRUCTIONS"):
+        return {"int8_gmacs": _best([_int8_rates(_our_product, *shape, threads) for shape in SHAPES])}
     kinds = (_onnxruntime_product, _our_product)
     return {
         "int8_gmacs": _best([_int8_rates(kind, *shape, threads) for shape in SHAPES for kind in kinds]),
@@ -81,9 +85,11 @@ def _int8_rates(
     kind: Callable[[npt.NDArray[np.int8]], tuple[onnx.NodeProto, Constants]], rows: int, columns: int, threads: int
 ) -> list[float]:
     source = np.random.default_rng(0)
-    # The range of the model's own weights, whose sums do not saturate on AVX2.
-    node, constants = kind(source.integers(-63, 64, (rows, columns), np.int8))
-    return _rates(node, constants, source.integers(0, 224, (TOKENS, rows), np.uint8), columns, threads)
+    # No four of these add up to more than the model's own weights, whose sums fit into 16 bits on AVX2.
+    largest = LARGEST_SUM // 4
+    node, constants = kind(source.integers(-largest, largest + 1, (rows, columns), np.int8))
+    given = source.integers(0, LARGEST_CODE + 1, (TOKENS, rows), np.uint8)
+    return _rates(node, constants, given, columns, threads)
 
 
 def _float32_rates(rows: int, columns: int, threads: int) -> list[float]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import roofline
+from benchmarks import instructions, roofline
 from benchmarks.contenders import CONTENDERS, available
 from benchmarks.corpus import Corpus, of_length
 from benchmarks.results import Figures, Result
@@ -74,7 +74,7 @@ def figures(result: Result) -> list[Figures]:
     """The corpus; the grid and the machine's limit, where the result has them."""
     found = [_corpus_figures(result)]
     if cells := [row for row in result.rows if "batch" in row]:
-        found.append(_grid_figures(cells))
+        found.append(_grid_figures(cells, result))
     if "roofline" in result.parameters and _corpus_rates(result, 1):
         found.append(_roofline_figures(result))
     return found
@@ -142,13 +142,20 @@ def _corpus_figures(result: Result) -> Figures:
     rates = {count: each for count, each in rates.items() if each}  # the grid alone may be in one thread
     names = [name for name in CONTENDERS if all(name in each for each in rates.values())]
     return Figures(
-        f"Throughput, tokens/s, {texts} texts of mixed length ({tokens} tokens, {result.parameters['corpus']})",
+        f"Throughput, tokens/s, {texts} texts of mixed length ({tokens} tokens, {result.parameters['corpus']})"
+        f"{instructions.suffix(result)}",
         ["", *(f"{count} thread{'s' if count > 1 else ''}" for count in rates)],
-        [[CONTENDERS[name].title, *(f"{each[name]:,.0f}" for each in rates.values())] for name in names],
+        [
+            [
+                instructions.title(name, result),
+                *(f"{each[name]:,.0f}" for each in rates.values()),
+            ]
+            for name in names
+        ],
     )
 
 
-def _grid_figures(rows: Sequence[Mapping[str, Any]]) -> Figures:
+def _grid_figures(rows: Sequence[Mapping[str, Any]], result: Result) -> Figures:
     rates = {
         (row["contender"], row["batch"], row["tokens"]): row["batch"]
         * row["tokens"]
@@ -158,10 +165,14 @@ def _grid_figures(rows: Sequence[Mapping[str, Any]]) -> Figures:
     batches, lengths = (sorted({row[key] for row in rows}) for key in ("batch", "tokens"))
     names = [name for name in CONTENDERS if any(row["contender"] == name for row in rows)]
     return Figures(
-        "By batch and length: tokens/s, texts of one length, 1 thread, median",
+        f"By batch and length: tokens/s, texts of one length, 1 thread, median{instructions.suffix(result)}",
         ["", "texts", *(f"{length} tokens" for length in lengths)],
         [
-            [CONTENDERS[name].title, f"{batch}", *(_number(rates.get((name, batch, length))) for length in lengths)]
+            [
+                instructions.title(name, result),
+                f"{batch}",
+                *(_number(rates.get((name, batch, length))) for length in lengths),
+            ]
             for name in names
             for batch in batches
         ],
@@ -176,12 +187,15 @@ def _roofline_figures(result: Result) -> Figures:
     macs, rates = result.parameters["macs_per_token"], _corpus_rates(result, 1)
     rows = []
     for name, samples in (("int8", "int8_gmacs"), ("fp32", "float32_gmacs")):
+        if samples not in result.parameters["roofline"]:
+            continue
         gmacs = statistics.median(result.parameters["roofline"][samples])
         limit = gmacs * 1e9 / macs
         share = f"{rates[name] / limit:.0%}"
         rows.append([CONTENDERS[name].title, f"{gmacs:,.0f}", f"{limit:,.0f}", f"{rates[name]:,.0f}", share])
     return Figures(
-        f"Limit of one core: its matrix products, at {macs / 1e6:.1f} million multiply-accumulates a token",
+        f"Limit of one core: its matrix products, at {macs / 1e6:.1f} million multiply-accumulates a token"
+        f"{instructions.suffix(result)}",
         ["", "GMAC/s", "limit, tokens/s", "mixed length, tokens/s", "share of the limit"],
         rows,
     )

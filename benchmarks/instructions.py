@@ -1,0 +1,55 @@
+"""Contenders kept to fewer instructions than the CPU has, so that one machine tells of others.
+
+Lambda's x86_64 processors show AVX2 and no AVX-512 (docs/benchmarks.md, "Instructions").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from benchmarks.contenders import CONTENDERS
+from benchmarks.results import Result
+
+TITLES: Mapping[str, str] = {
+    "avx2": "AVX2 alone",
+    "avx512": "AVX-512 without VNNI",
+    "vnni": "AVX-512 VNNI",
+    "neon": "NEON",
+}
+"""Of the choices, which are those of KERNELS_INSTRUCTIONS."""
+
+ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
+    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "avx512": {
+        "ATEN_CPU_CAPABILITY": "avx512",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX512",
+        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+    },
+    "vnni": {
+        "ATEN_CPU_CAPABILITY": "avx512",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX512",
+        "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI",
+    },
+    "neon": {},
+}
+"""Variables that torch, MKL and oneDNN, OpenVINO's among them, read when they are loaded."""
+
+UNRESTRICTED = ("st_onnx", "fastembed", "fp32", "dynamic_tensor", "dynamic_channel")
+"""The contenders on onnxruntime's own operators, which take all that the CPU has and cannot be told otherwise."""
+
+
+def environment(instructions: str) -> Mapping[str, str]:
+    """Variables of processes that are kept to these instructions, as far as they can be."""
+    return {"KERNELS_INSTRUCTIONS": instructions, **ENVIRONMENT[instructions]}
+
+
+def title(name: str, result: Result) -> str:
+    """A contender's in a table of a result; `name` is its key."""
+    restricted = "instructions" in result.parameters
+    return CONTENDERS[name].title + (" (all instructions)" if restricted and name in UNRESTRICTED else "")
+
+
+def suffix(result: Result) -> str:
+    """What the title of a table of a result ends with."""
+    instructions = result.parameters.get("instructions")
+    return f", {TITLES[instructions]}" if instructions else ""
