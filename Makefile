@@ -54,7 +54,7 @@ portability: emulation $(MODEL) ## Compare the vectors of this CPU, AVX2-only x8
 	$(BIN)/python -m pytest tests/test_portability.py
 
 emulation: .venv/test ## Make the arm64 Python that tests/test_portability.py emulates (needs apt, Debian 12)
-	$(BIN)/python -m tests.portability
+	$(BIN)/python -m benchmarks.emulation
 
 lint: .venv/test ## Check style and types
 	$(BIN)/ruff check .

@@ -17,6 +17,7 @@ try:
         ablation,
         cold_start,
         cost,
+        cycles,
         instructions,
         latency,
         load,
@@ -65,7 +66,7 @@ def main() -> int:
             for line in report.write():
                 print(line)
             README.write_text(updated(README.read_text("utf-8")), "utf-8")
-    except (ArtifactError, CorpusError, ExportError, load.LoadError, WrongVectorsError) as error:
+    except (ArtifactError, CorpusError, cycles.CyclesError, ExportError, load.LoadError, WrongVectorsError) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     return 0
@@ -126,6 +127,9 @@ def _measure(
         requests = arguments.requests or load.REQUESTS
         total(load.steps(requests))
         return load.run(folder, arguments.threads[0], requests, advance)
+    if name == "cycles":
+        total(cycles.steps())
+        return cycles.run(folder, advance)
     if name == "cost":
         total(rounds * len(cost.MEMORY_SIZES))
         return cost.run(folder, arguments.texts, rounds, advance)

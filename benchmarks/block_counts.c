@@ -1,6 +1,6 @@
 /* A plugin of QEMU's user mode: how often each block of instructions ran, a line each at the end:
 
-     address (hex)  times  bytes (hex)
+     address (hex)  times  bytes of each instruction (hex)
 
    What it takes of qemu-plugin.h, version 1 (QEMU, "QEMU TCG Plugins"), is declared here. */
 #include <stdint.h>
@@ -20,7 +20,7 @@ void qemu_plugin_register_vcpu_tb_exec_inline(Block *, int operation, void *coun
 void qemu_plugin_register_atexit_cb(Id, void (*)(Id, void *), void *);
 size_t qemu_plugin_tb_n_insns(const Block *);
 uint64_t qemu_plugin_tb_vaddr(const Block *);
-Instruction *qemu_plugin_tb_get_insn(const Block *, size_t);
+const Instruction *qemu_plugin_tb_get_insn(const Block *, size_t);
 const void *qemu_plugin_insn_data(const Instruction *);
 size_t qemu_plugin_insn_size(const Instruction *);
 
@@ -29,8 +29,7 @@ EXPORT int qemu_plugin_version = 1;
 typedef struct Counted {
     struct Counted *next;
     uint64_t address, times;
-    size_t size;
-    unsigned char code[];
+    char text[];
 } Counted;
 
 static Counted *all;
@@ -38,18 +37,19 @@ static const char *target;
 
 static void translated(Id id, Block *block) {
     (void)id;
-    size_t size = 0;
+    size_t size = 1;
     for (size_t i = 0; i < qemu_plugin_tb_n_insns(block); i++)
-        size += qemu_plugin_insn_size(qemu_plugin_tb_get_insn(block, i));
+        size += 2 * qemu_plugin_insn_size(qemu_plugin_tb_get_insn(block, i)) + 1;
     Counted *counted = calloc(1, sizeof *counted + size);
     if (!counted) abort();
-    counted->address = qemu_plugin_tb_vaddr(block);
+    char *text = counted->text;
     for (size_t i = 0; i < qemu_plugin_tb_n_insns(block); i++) {
         const Instruction *instruction = qemu_plugin_tb_get_insn(block, i);
-        const size_t bytes = qemu_plugin_insn_size(instruction);
-        memcpy(counted->code + counted->size, qemu_plugin_insn_data(instruction), bytes);
-        counted->size += bytes;
+        const unsigned char *bytes = qemu_plugin_insn_data(instruction);
+        *text++ = ' ';
+        for (size_t j = 0; j < qemu_plugin_insn_size(instruction); j++) text += sprintf(text, "%02x", bytes[j]);
     }
+    counted->address = qemu_plugin_tb_vaddr(block);
     counted->next = all;
     all = counted;
     qemu_plugin_register_vcpu_tb_exec_inline(block, ADD, &counted->times, 1);
@@ -59,12 +59,10 @@ static void write_all(Id id, void *unused) {
     (void)id, (void)unused;
     FILE *file = fopen(target, "w");
     if (!file) return;
-    for (const Counted *each = all; each; each = each->next) {
-        if (!each->times) continue;
-        fprintf(file, "%llx %llu ", (unsigned long long)each->address, (unsigned long long)each->times);
-        for (size_t i = 0; i < each->size; i++) fprintf(file, "%02x", each->code[i]);
-        fputc('\n', file);
-    }
+    for (const Counted *each = all; each; each = each->next)
+        if (each->times)
+            fprintf(file, "%llx %llu%s\n", (unsigned long long)each->address, (unsigned long long)each->times,
+                    each->text);
     fclose(file);
 }
 

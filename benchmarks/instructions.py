@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from benchmarks.contenders import CONTENDERS
+from benchmarks.machine import cpu
 from benchmarks.results import Result
 
 TITLES: Mapping[str, str] = {
@@ -17,6 +18,18 @@ TITLES: Mapping[str, str] = {
     "neon": "NEON",
 }
 """Of the choices, which are those of KERNELS_INSTRUCTIONS."""
+
+OF_THIS_CPU = tuple(
+    name
+    for name, flags in {
+        "vnni": ("avx512_vnni",),
+        "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
+        "avx2": ("avx2", "fma"),
+        "neon": ("asimddp",),
+    }.items()
+    if set(flags) <= cpu()[1]
+)
+"""Which of them this CPU has, the best first."""
 
 ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"},

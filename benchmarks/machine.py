@@ -29,7 +29,7 @@ CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimd
 
 def describe_machine() -> Mapping[str, object]:
     """CPU, memory, system and the versions of what is compared."""
-    model, flags = _cpu()
+    model, flags = cpu()
     return {
         "cpu": model,
         "cpu_features": [name for name in CPU_FEATURES if name in flags],
@@ -41,7 +41,8 @@ def describe_machine() -> Mapping[str, object]:
     }
 
 
-def _cpu() -> tuple[str, set[str]]:
+def cpu() -> tuple[str, set[str]]:
+    """Its model, and its features as the kernel names them."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

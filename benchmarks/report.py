@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
 
-from benchmarks import ablation, cold_start, cost, latency, load, memory, quality, throughput
+from benchmarks import ablation, cold_start, cost, cycles, latency, load, memory, quality, throughput
 from benchmarks.instructions import TITLES
 from benchmarks.results import FOLDER, Figures, Result, tables
 
@@ -62,6 +62,14 @@ SECTIONS: Mapping[str, Section] = {
         throughput.figures,
         "Tokens per second over the length of texts, for several batch sizes",
         lambda results: any("batch" in row for row in results["throughput"].rows),
+    ),
+    "cycles": Section(
+        "Cycles on Lambda's processors",
+        "Modelled, not measured: QEMU counts how often each block of the operators' instructions runs, and LLVM's "
+        "model of the processor says what a block takes of its ports. All data is taken to lie in the first cache, and "
+        "no branch to be mispredicted; Python, tokenizer and onnxruntime do not count. Ratios of two versions of the "
+        "code are more to be trusted than the cycles.",
+        cycles.figures,
     ),
     "quality": Section(
         "Quality",

@@ -30,7 +30,7 @@ TARGETS = {
 """System and processor, as Python names them, to Zig's name for both."""
 DEPLOYED = (("linux", "x86_64"), ("linux", "aarch64"))
 # No product and sum are fused but where the source says so: the same bits everywhere hang on it.
-FLAGS = ("-std=c17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-fPIC", "-shared", "-s")
+FLAGS = ("-std=c17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-fPIC", "-shared")
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter")
 
 
@@ -38,18 +38,20 @@ class CompileError(Exception):
     """The operators could not be compiled; the message says why."""
 
 
-def compile_operators(system: str, machine: str) -> Path:
+def compile_operators(system: str, machine: str, target: Path | None = None, *, symbols: bool = False) -> Path:
     """Compile the library for a system and a processor, whole or not at all, and return its path.
 
+    `target` is where the operators are looked for, or another file; `symbols` keeps the names of functions in it.
     Raises CompileError.
     """
     if (system, machine) not in TARGETS:
         known = ", ".join(" ".join(each) for each in TARGETS)
         raise CompileError(f"there are no operators for {system} {machine}, only for {known}")
-    target = Path(library(system, machine))
+    target = target or Path(library(system, machine))
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as folder:
         made = Path(folder, target.name)
         command = [sys.executable, "-m", "ziglang", "cc", "-target", TARGETS[system, machine], *FLAGS, *WARNINGS]
+        command += [] if symbols else ["-s"]
         caches = {"ZIG_GLOBAL_CACHE_DIR": folder, "ZIG_LOCAL_CACHE_DIR": folder}
         ran = subprocess.run(  # noqa: S603
             [*command, "-o", str(made), *SOURCES[machine]],

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.instructions import OF_THIS_CPU
 from handler import service
 from handler.artifact import ArtifactNotFoundError
 from handler.embedder import Embedder
@@ -18,7 +19,6 @@ from handler.errors import STATUS, InvalidRequestError, TextTooLongError
 from handler.limits import BYTES_PER_NUMBER, MAX_REQUEST_BYTES, MAX_TEXT_CHARACTERS, MAX_TEXTS, max_texts
 from tests.conftest import ROOT
 from tests.hostile import HOSTILE, LONE_SURROGATES
-from tests.portability import INSTRUCTIONS
 
 LoadApp = Callable[..., ModuleType]
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
@@ -352,7 +352,7 @@ def test_info_tells_what_is_served(app: ModuleType, make_event: Callable[..., An
     assert (info["precision"], info["dimensions"], info["max_tokens"]) == ("int8", 384, 256)
     assert info["parity"] == int8.manifest.precisions["int8"].parity._asdict()
     assert info["limits"]["texts_float"] == max_texts(384)
-    assert info["instructions"] == INSTRUCTIONS[0]
+    assert info["instructions"] == OF_THIS_CPU[0]
     assert info["versions"]["onnxruntime"] == int8.manifest.tools["onnxruntime"]
 
 

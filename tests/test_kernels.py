@@ -14,11 +14,11 @@ import pytest
 from onnx import helper, numpy_helper
 
 import kernels
+from benchmarks.instructions import OF_THIS_CPU
 from handler.embedder import Embedder
 from quantize.assemble import DOMAIN, product_constants
 from quantize.rounding import LARGEST_CODE
 from tests import reference
-from tests.portability import INSTRUCTIONS
 from tests.reference import EPSILON, Arrays
 
 HALF_A_CODE = 0.5 + 2e-3
@@ -269,7 +269,7 @@ HEADS = ((16, 2), (32, 12), (48, 3), (64, 2), (128, 1))
 """Channels, and how many: one register of AVX-512, what is compiled for itself, and more."""
 
 
-@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("instructions", OF_THIS_CPU)
 @pytest.mark.parametrize(
     ("texts", "tokens", "heads", "size"),
     [(1, tokens, 2, 32) for tokens in TOKENS]
@@ -440,7 +440,7 @@ def test_a_missing_attribute_is_named() -> None:
         run("AttentionQuantize", attention_inputs(1, 2, 2, 32), ["codes", "rest"], alpha=1.0)
 
 
-@pytest.mark.parametrize("instructions", INSTRUCTIONS)
+@pytest.mark.parametrize("instructions", OF_THIS_CPU)
 def test_all_instructions_give_the_same_vectors(
     instructions: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

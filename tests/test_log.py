@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.portability import INSTRUCTIONS
+from benchmarks.instructions import OF_THIS_CPU
 from tests.servers import Answer, Local
 
 Start = Callable[..., Local]
@@ -162,7 +162,7 @@ def test_a_cold_start_is_told_once(load_app: LoadApp, capsys: pytest.CaptureFixt
         line = line_of(capsys)
         colds.append(line["cold_start"])
         assert ("load_ms" in line) == ("cold_starts" in line) == ("instructions" in line) == line["cold_start"]
-        assert line.get("instructions", INSTRUCTIONS[0]) == INSTRUCTIONS[0]
+        assert line.get("instructions", OF_THIS_CPU[0]) == OF_THIS_CPU[0]
     assert colds == [True, False, False]
 
 

@@ -10,6 +10,8 @@ import pytest
 
 import kernels
 import kernels.__main__ as compiler
+from benchmarks.emulation import command, missing
+from benchmarks.instructions import OF_THIS_CPU
 from export import ExportError
 from export.package import package
 from handler.artifact import ArtifactError, open_artifact
@@ -18,7 +20,6 @@ from kernels import LIBRARY, VERSION, library
 from kernels.__main__ import CompileError, compile_operators
 from quantize import QuantizationError
 from quantize.session import open_session
-from tests.portability import INSTRUCTIONS, command, missing
 
 
 @pytest.mark.parametrize("version", [VERSION - 1, VERSION + 1])
@@ -62,7 +63,7 @@ def test_unknown_instructions_are_named(wanted: str, model_folder: Path, monkeyp
 
 def test_no_name_is_the_best_there_is(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     best = Embedder.load(model_folder).instructions
-    assert best == INSTRUCTIONS[0]
+    assert best == OF_THIS_CPU[0]
     monkeypatch.setenv("KERNELS_INSTRUCTIONS", "")
     assert Embedder.load(model_folder).instructions == best
 

@@ -17,12 +17,12 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from benchmarks.emulation import CPUS, command, missing
 from export.texts import EXTREME, VERIFICATION_TEXTS
 from handler.artifact import open_artifact
 from handler.embedder import Embedder
 from quantize.assemble import DOMAIN, product_constants
 from quantize.rounding import LARGEST, LARGEST_CODE, LARGEST_SUM
-from tests.portability import CPUS, command, missing
 
 # From the float32 model, on ordinary, hostile and extreme texts. To sums that are wrong this is lost.
 QUALITY_MEAN_COSINE = 0.999

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.emulation import command, missing
 from tests.encoders import random_encoder
-from tests.portability import command, missing
 
 SETTINGS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "as it is": ("native", {}),

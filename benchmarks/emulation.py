@@ -1,7 +1,7 @@
-"""The CPUs of test_portability.py: what each needs and how it runs a Python program.
+"""CPUs that this machine can emulate: what each needs and how it runs a Python program.
 
-`python -m tests.portability` prepares what can be prepared: an arm64 Python with the deployed packages, below build/.
-Nothing is installed into the system. Emulated is the instruction set alone, so speed says nothing.
+`python -m benchmarks.emulation` prepares what can be prepared: an arm64 Python with the deployed packages, below
+build/. Nothing is installed into the system. Emulated is the instruction set alone, so speed says nothing.
 """
 
 from __future__ import annotations
@@ -70,19 +70,6 @@ EMULATORS = {"native": [], "haswell": ["qemu-x86_64"], "graviton2": ["qemu-aarch
 CPUS = tuple(EMULATORS)
 
 
-INSTRUCTIONS = tuple(
-    name
-    for name, flags in {
-        "vnni": ("avx512_vnni",),
-        "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl"),
-        "avx2": ("avx2", "fma"),
-        "neon": ("asimddp",),
-    }.items()
-    if set(flags) <= set(Path("/proc/cpuinfo").read_text("utf-8").split())
-)
-"""What this CPU has of KERNELS_INSTRUCTIONS."""
-
-
 class PreparationError(Exception):
     """What the arm64 system needs cannot be had; the message says what."""
 
@@ -99,22 +86,26 @@ def missing(cpu: str) -> str | None:
             return f"{ARM64} does not exist: make portability"
         if not shutil.which("unshare"):
             return "unshare is not on PATH: apt-get install util-linux"
-        probe = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False)
+        probe = subprocess.run([*UNSHARE, "true"], capture_output=True, text=True, check=False)  # noqa: S603
         if probe.returncode:
             return f"mounting in a namespace of one's own needs root: {probe.stderr.strip()}"
     return None
 
 
-def command(cpu: str, arguments: Sequence[str]) -> tuple[list[str], Mapping[str, str]]:
-    """Command and environment that run Python with some arguments on that CPU, our packages and onnxruntime at hand."""
+def command(cpu: str, arguments: Sequence[str], *options: str) -> tuple[list[str], Mapping[str, str]]:
+    """Command and environment that run Python with some arguments on that CPU, our packages and onnxruntime at hand.
+
+    `options` are the emulator's.
+    """
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     if cpu == "native":
         return [sys.executable, *arguments], environment
     if cpu == "haswell":
-        return ["qemu-x86_64", "-cpu", "Haswell", sys.executable, *arguments], environment
+        return ["qemu-x86_64", *options, "-cpu", "Haswell", sys.executable, *arguments], environment
     environment["PYTHONPATH"] += f":{ARM64 / 'site-packages'}"
     python = str(ARM64 / f"usr/bin/python{PYTHON}")
-    return [*UNSHARE, "qemu-aarch64", "-cpu", "neoverse-n1", "-L", str(ARM64), python, *arguments], environment
+    emulator = ["qemu-aarch64", *options, "-cpu", "neoverse-n1", "-L", str(ARM64)]
+    return [*UNSHARE, *emulator, python, *arguments], environment
 
 
 def prepare() -> None:
@@ -166,7 +157,7 @@ def download_debian_packages(workdir: Path) -> list[Path]:
 
 
 def run(arguments: list[str], cwd: Path | None = None) -> None:
-    ran = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, check=False)
+    ran = subprocess.run(arguments, cwd=cwd, capture_output=True, text=True, check=False)  # noqa: S603
     if ran.returncode:
         raise PreparationError(f"{' '.join(arguments)} failed:\n{ran.stderr.strip()}")
 
