@@ -18,11 +18,16 @@ from benchmarks.peers import (
     BATCH,
     Hidden,
     PaddedEncoder,
+    ctranslate2_folder,
+    ctranslate2_hidden,
     dynamic_file,
     fastembed_model,
     float32_folder,
+    in_batches,
     onnx_hidden,
     openvino_file,
+    openvino_genai_folder,
+    openvino_genai_model,
     openvino_hidden,
     session_options,
     torch_int8,
@@ -116,6 +121,16 @@ def _load_openvino(model_folder: Path, source: Path, threads: int) -> Encode:
     return _padded(model_folder, openvino_hidden(openvino_file(model_folder), threads))
 
 
+def _load_openvino_genai(model_folder: Path, source: Path, threads: int) -> Encode:
+    limit = open_artifact(model_folder).manifest.max_tokens
+    embed = openvino_genai_model(openvino_genai_folder(model_folder, source), threads, limit)
+    return lambda texts: in_batches(embed, texts)
+
+
+def _load_ctranslate2(model_folder: Path, source: Path, threads: int) -> Encode:
+    return _padded(model_folder, ctranslate2_hidden(ctranslate2_folder(model_folder, source), threads))
+
+
 def _padded(model_folder: Path, hidden: Hidden) -> Encode:
     artifact = open_artifact(model_folder)
     return PaddedEncoder(hidden, Path(artifact.tokenizer), artifact.manifest.max_tokens)
@@ -160,6 +175,20 @@ CONTENDERS: Mapping[str, Contender] = {
         lambda model_folder, source: openvino_file(model_folder).with_suffix(".bin"),
         0.9,
         ("openvino", "nncf"),
+    ),
+    "openvino_genai": Contender(
+        "OpenVINO GenAI, the same file",
+        _load_openvino_genai,
+        lambda model_folder, source: openvino_genai_folder(model_folder, source) / "openvino_model.bin",
+        0.9,
+        ("openvino", "nncf", "openvino_genai", "openvino_tokenizers"),
+    ),
+    "ctranslate2": Contender(
+        "CTranslate2 INT8",
+        _load_ctranslate2,
+        lambda model_folder, source: ctranslate2_folder(model_folder, source) / "model.bin",
+        0.9,
+        ("ctranslate2",),
     ),
     "int8": Contender("this project, ONNX INT8", _load_ours("int8"), _weights_of_ours("int8"), 0.99),
 }

@@ -32,20 +32,27 @@ OF_THIS_CPU = tuple(
 """Which of them this CPU has, the best first."""
 
 ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
-    "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2", "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    "avx2": {
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "CT2_FORCE_CPU_ISA": "AVX2",
+    },
     "avx512": {
         "ATEN_CPU_CAPABILITY": "avx512",
         "MKL_ENABLE_INSTRUCTIONS": "AVX512",
         "ONEDNN_MAX_CPU_ISA": "AVX512_CORE",
+        "CT2_FORCE_CPU_ISA": "AVX512",
     },
     "vnni": {
         "ATEN_CPU_CAPABILITY": "avx512",
         "MKL_ENABLE_INSTRUCTIONS": "AVX512",
         "ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI",
+        "CT2_FORCE_CPU_ISA": "AVX512",
     },
     "neon": {},
 }
-"""Variables that torch, MKL and oneDNN, OpenVINO's among them, read when they are loaded."""
+"""Variables that torch, MKL, oneDNN, OpenVINO's among them, and CTranslate2 read when they are loaded."""
 
 UNRESTRICTED = ("st_onnx", "fastembed", "fp32", "dynamic_tensor", "dynamic_channel")
 """The contenders on onnxruntime's own operators, which take all that the CPU has and cannot be told otherwise."""

@@ -11,11 +11,13 @@ from pathlib import Path
 import psutil
 
 PACKAGES = (
+    "ctranslate2",
     "fastembed",
     "nncf",
     "numpy",
     "onnxruntime",
     "openvino",
+    "openvino-genai",
     "optimum",
     "sentence-transformers",
     "tokenizers",

@@ -127,6 +127,43 @@ def openvino_file(model_folder: Path) -> Path:
     return path
 
 
+def ctranslate2_folder(model_folder: Path, source: Path) -> Path:
+    """What CTranslate2's converter makes of the source with weights of INT8, made if it is missing."""
+    path = _made(model_folder, "ctranslate2")
+    if path.exists():
+        return path
+    from ctranslate2.converters import TransformersConverter
+
+    with tempfile.TemporaryDirectory(dir=FOLDER) as workdir:
+        folder = Path(workdir) / path.name
+        TransformersConverter(str(source)).convert(str(folder), quantization="int8")
+        folder.replace(path)
+    return path
+
+
+def openvino_genai_folder(model_folder: Path, source: Path) -> Path:
+    """The files of `openvino_file` as OpenVINO GenAI looks for them, with the tokenizer that OpenVINO converts, made if
+    they are missing."""
+    path = _made(model_folder, "openvino-genai")
+    if path.exists():
+        return path
+    import openvino
+    from openvino_tokenizers import convert_tokenizer
+    from transformers import AutoTokenizer
+
+    model = openvino_file(model_folder)
+    limit = open_artifact(model_folder).manifest.max_tokens
+    with tempfile.TemporaryDirectory(dir=FOLDER) as workdir:
+        folder = Path(workdir) / path.name
+        folder.mkdir()
+        for suffix in (".xml", ".bin"):
+            shutil.copyfile(model.with_suffix(suffix), folder / f"openvino_model{suffix}")
+        tokenizer = convert_tokenizer(AutoTokenizer.from_pretrained(str(source)), max_length=limit)
+        openvino.save_model(tokenizer, folder / "openvino_tokenizer.xml")
+        folder.replace(path)
+    return path
+
+
 def _made(model_folder: Path, name: str) -> Path:
     """Where a file made from the artifact's float32 file is kept: its name has that file's digest."""
     FOLDER.mkdir(parents=True, exist_ok=True)
@@ -154,18 +191,49 @@ def onnx_hidden(model: Path, threads: int) -> Hidden:
 
 
 def openvino_hidden(model: Path, threads: int) -> Hidden:
-    """The model in OpenVINO, set for one request at a time.
-
-    What is not INT8 it computes in bfloat16 where the CPU has it, its default; kept to AVX2 in float32, or it would
-    compute all of it in bfloat16 without the instructions.
-    """
+    """The model in OpenVINO."""
     import openvino
 
+    request = openvino.Core().compile_model(model, "CPU", _openvino_settings(threads)).create_infer_request()
+    return lambda feeds: request.infer(feeds)[0]
+
+
+def ctranslate2_hidden(folder: Path, threads: int) -> Hidden:
+    """The model in CTranslate2, weights and activations of linear layers in INT8."""
+    import ctranslate2
+
+    encoder = ctranslate2.Encoder(str(folder), device="cpu", compute_type="int8", intra_threads=threads)
+
+    def hidden(feeds: Mapping[str, npt.NDArray[np.int64]]) -> Vectors:
+        lengths = feeds["attention_mask"].sum(axis=1)
+        tokens = [ids[:length].tolist() for ids, length in zip(feeds["input_ids"], lengths, strict=True)]
+        return np.array(encoder.forward_batch(tokens).last_hidden_state)
+
+    return hidden
+
+
+def openvino_genai_model(folder: Path, threads: int, max_tokens: int) -> Callable[[list[str]], Any]:
+    """OpenVINO GenAI's pipeline from texts to vectors, set for one request at a time."""
+    import openvino_genai
+
+    config = openvino_genai.TextEmbeddingPipeline.Config()
+    config.pooling_type = openvino_genai.TextEmbeddingPipeline.PoolingType.MEAN
+    config.normalize, config.max_length = True, max_tokens
+    pipeline = openvino_genai.TextEmbeddingPipeline(str(folder), "CPU", config, **_openvino_settings(threads))
+    found: Callable[[list[str]], Any] = pipeline.embed_documents
+    return found
+
+
+def _openvino_settings(threads: int) -> dict[str, str]:
+    """For one request at a time.
+
+    What is not INT8 is computed in bfloat16 where the CPU has it, the default; kept to AVX2 in float32, or all of it
+    would be computed in bfloat16 without the instructions.
+    """
     settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(threads)}
     if os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2":
         settings["INFERENCE_PRECISION_HINT"] = "f32"
-    request = openvino.Core().compile_model(model, "CPU", settings).create_infer_request()
-    return lambda feeds: request.infer(feeds)[0]
+    return settings
 
 
 def fastembed_model(folder: Path, threads: int) -> Any:
@@ -184,6 +252,15 @@ def fastembed_model(folder: Path, threads: int) -> Any:
         model_file="onnx/model.onnx",
     )
     return TextEmbedding(name, specific_model_path=str(folder), threads=threads, local_files_only=True)
+
+
+def in_batches(embed: Callable[[list[str]], Any], texts: Sequence[str]) -> Vectors:
+    """Texts sorted by their characters and given in batches of BATCH, for what pads them to the longest."""
+    rows = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    vectors: dict[int, Vectors] = {}
+    for batch in (rows[start : start + BATCH] for start in range(0, len(rows), BATCH)):
+        vectors |= zip(batch, np.array(embed([texts[row] for row in batch]), np.float32), strict=True)
+    return np.array([vectors[row] for row in range(len(texts))])
 
 
 class PaddedEncoder:
