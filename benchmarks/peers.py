@@ -158,8 +158,8 @@ def openvino_genai_folder(model_folder: Path, source: Path) -> Path:
         folder.mkdir()
         for suffix in (".xml", ".bin"):
             shutil.copyfile(model.with_suffix(suffix), folder / f"openvino_model{suffix}")
-        tokenizer = convert_tokenizer(AutoTokenizer.from_pretrained(str(source)), max_length=limit)
-        openvino.save_model(tokenizer, folder / "openvino_tokenizer.xml")
+        tokenizer = AutoTokenizer.from_pretrained(str(source))  # type: ignore[no-untyped-call]
+        openvino.save_model(convert_tokenizer(tokenizer, max_length=limit), folder / "openvino_tokenizer.xml")
         folder.replace(path)
     return path
 
