@@ -44,10 +44,12 @@ COLOURS = {
     "dynamic_tensor": "#a08a2e",
     "dynamic_channel": "#5a9e3d",
     "openvino_int8": "#b5793c",
+    "openvino_genai": "#d0822f",
+    "ctranslate2": "#6f83c9",
     "int8": "#f0562d",
     "floor": GREY,
 }
-MARKERS = dict(zip(COLOURS, "osD^vP*Xoo", strict=True))
+MARKERS = dict(zip(COLOURS, "osD^vP*Xhdoo", strict=True))
 PHASE_COLOURS = ("#8c7ae6", "#3b8eea", "#499894", "#5a9e3d", "#c29a1f", "#f0562d", "#b07aa1")
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: a third of the size, and readable without a viewer

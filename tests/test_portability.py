@@ -197,7 +197,7 @@ def test_products_within_the_bound_are_exact(
 def test_products_beyond_the_bound_are_wrong_with_avx2(
     results: Callable[[str], Results], exact: dict[str, np.ndarray]
 ) -> None:
-    """Shows that this file would notice, that the bound is for fours i, i+1, i+4, i+5, that no better CPU ran it."""
+    """Shows that this file would notice, that the bound is of fours i, i+1, i+4, i+5, that no better CPU ran."""
     found = wrong(results("haswell"), exact, BEYOND_BOUND)
     beyond = [name for name in exact if name.startswith(tuple(BEYOND_BOUND)) and "/largest-" in name]
     assert set(beyond) <= set(found)  # random activations need not reach the limit

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import report
+from benchmarks import cycles, report
 from benchmarks.contenders import CONTENDERS, OURS
+from benchmarks.instructions import UNRESTRICTED
 from benchmarks.results import Result, tables
 from export.words import FORMS
 
@@ -83,6 +84,17 @@ def _quality(words: bool = True) -> Result:
     return _result("quality", rows, sets={"texts": 9, "pairs.tsv": 9}, bytes=dict.fromkeys(CONTENDERS, 23_000_000))
 
 
+def _cycles() -> Result:
+    rows = [
+        {"cpu": cpu, "tokens": tokens, "part": part, "cycles": 1e5 * tokens, "instructions": 2e5 * tokens}
+        for cpu in cycles.PROCESSORS
+        for tokens in (8, 256)
+        for part in (*cycles.PARTS.values(), cycles.REST)
+    ]
+    clocks = {cpu: {"gigahertz": 2.4, "source": "example"} for cpu in cycles.PROCESSORS}
+    return _result("cycles", rows, llvm=19, clocks=clocks)
+
+
 def _ablation() -> Result:
     rows = [{"variant": name, "set": "texts", "mean_cosine": 0.99, "min_cosine": 0.98} for name in ("whole", "none")]
     return _result("ablation", rows, sets={"texts": 9})
@@ -137,7 +149,7 @@ _NO_SAMPLES = {"measure": "memory", "answered": [], "rss_mb": []}
 
 @pytest.fixture
 def results() -> Mapping[str, Result]:
-    made = [_cold_start(), _latency(), _throughput(), _quality(), _ablation(), _memory(), _cost(), _load()]
+    made = [_cold_start(), _latency(), _throughput(), _cycles(), _quality(), _ablation(), _memory(), _cost(), _load()]
     return {result.benchmark: result for result in made}
 
 
@@ -162,6 +174,25 @@ def test_document_has_every_table_of_every_result(results: Mapping[str, Result])
             assert table.title in text
     assert report.COMMENT in text.splitlines()[:3]
     assert "2 CPUs of type Example CPU" in text
+
+
+def test_modelled_speeds_are_cycles_by_a_clock(results: Mapping[str, Result]) -> None:
+    for table in cycles.figures(results["cycles"]):
+        assert table.title.startswith("Model, not measured: ")
+        assert table.rows[-2:] == [["all", "600,000", "600,000"], ["tokens/s at 2.4 GHz", "4,000", "4,000"]]
+
+
+def test_results_of_fewer_instructions_follow_the_others(results: Mapping[str, Result]) -> None:
+    kept = _throughput(grid=False).with_parameter("instructions", "avx2")
+    del kept.parameters["roofline"]["float32_gmacs"]
+    text = report.document({**results, "throughput-avx2": kept})
+    for table in tables(report.SECTIONS["throughput"].figures(kept)):
+        assert table.title.endswith(", AVX2 alone")
+        assert table.markdown() in text
+    main = report.SECTIONS["throughput"].figures(kept)[0]
+    marked = {row[0] for row in main.rows if row[0].endswith(" (all instructions)")}
+    assert marked == {f"{CONTENDERS[name].title} (all instructions)" for name in UNRESTRICTED}
+    assert text.index(main.title) > text.index(report.SECTIONS["throughput"].figures(results["throughput"])[0].title)
 
 
 def test_plots_are_written_and_linked(folder: Path) -> None:
