@@ -16,10 +16,10 @@ from quantize import DEFAULT_RECIPE
 
 INT8_FILES = (MODEL_FILES["int8"], MODEL_FILES["int8"] + WEIGHTS_SUFFIX)
 
-VERSION = "c9745ed1-15c5ae05"
+VERSION = "c9745ed1-fd7a8eee"
 DIGESTS: Mapping[str, str] = {
-    "model_int8.onnx": "d0338370403c6b7dd200436340b9e5504525b68b4ed80276755cf3897442a489",
-    "model_int8.onnx_data": "976645e9754d54c29ca6c47767b62c0f1356805303d34dcfcc8f5ccc237cfadc",
+    "model_int8.onnx": "68a3869b7979f548fe355e1b7149f5816dd452042803a3c9d0ae4eb315fd3416",
+    "model_int8.onnx_data": "b0202c36c388ea9e046173d1e09407a255d00203fae5a3b74831417204780ca7",
 }
 """SHA-256 of the files."""
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from itertools import cycle
 from pathlib import Path
 
 from tokenizers import Tokenizer
@@ -45,9 +44,10 @@ def cut(tokens: int, specials: list[int], max_tokens: int) -> list[list[int]]:
     order = [place * step % tokens for place in range(tokens)]
     made: list[list[int]] = []
     room = max_tokens - len(specials)
-    sizes, start, times = cycle(_sizes(room)), 0, min(TIMES, room)
+    start, times, made_of = 0, min(TIMES, room), dict.fromkeys(_sizes(room), 0)
     while start < tokens:
-        size = next(sizes)
+        size = min(made_of, key=made_of.__getitem__)
+        made_of[size] += size + len(specials)
         made.append([*specials[:1], *order[start : start + size], *specials[1:]])
         start += size
     return made + [[*specials[:1], *[token] * times, *specials[1:]] for token in order[::REPEATED]]
@@ -55,7 +55,8 @@ def cut(tokens: int, specials: list[int], max_tokens: int) -> list[list[int]]:
 
 def _sizes(room: int) -> list[int]:
     """Tokens of the pieces, special tokens aside: Fibonacci's numbers, and all that there is room for, since each place
-    of a text has channels that reach far too."""
+    of a text has channels that reach far too. Pieces of each size have as many tokens together: with more in long ones
+    short texts would be served badly, and the other way around."""
     found = [1, 2]
     while found[-1] + found[-2] < room:
         found.append(found[-1] + found[-2])
