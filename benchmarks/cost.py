@@ -11,22 +11,34 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import instructions
+from benchmarks import cycles, instructions
 from benchmarks.cgroups import limited, unavailable
 from benchmarks.corpus import mixed_length, of_length
 from benchmarks.memory import function, url_event
-from benchmarks.results import Figures, Result
+from benchmarks.results import FOLDER, Figures, Result
 from handler.artifact import open_artifact
 from handler.embedder import LAMBDA_MB_PER_VCPU, Embedder
 
 MEMORY_SIZES = (512, 1024, 1769, 3008)
 """MB of Lambda memory that are imitated."""
 
-ARCHITECTURES = ("x86_64", "arm64")
+ARCHITECTURES: Mapping[str, str | None] = {"x86_64": None, "arm64": "neoverse-n1"}
+"""Lambda's, and the processor that is modelled (`cycles`) in place of one that is not here; None for this machine's."""
+MODELLED = {"skylake": "x86_64", "neoverse-n1": "arm64"}
+"""Processors of `cycles` that have rows of their own, and their architecture."""
+
+INSTANCES: Mapping[str, tuple[str, str | None]] = {
+    "c8a.large": ("Zen 5 with AVX-512 VNNI, as measured here", None),
+    "c8g.large": ("Graviton4, modelled", "neoverse-v2"),
+}
+"""Machines that are paid by the hour: what they are, and which processor is modelled in their place."""
+INSTANCE_VCPUS = 2
+ZEN_5 = {"avx512_vnni", "avx_vnni"}
+"""What no AMD processor before it has together."""
 
 SHORT_WORDS = 6
 """Words of the short text, one token each; the model adds two."""
@@ -107,7 +119,8 @@ def run(model_folder: Path, texts: int, rounds: int, advance: Callable[[], None]
     reason is in the parameters.
     """
     corpus = mixed_length(texts, None)
-    tokens = sum(Embedder.load(model_folder).embed(corpus.texts).tokens)
+    lengths = Embedder.load(model_folder).embed(corpus.texts).tokens
+    tokens = sum(lengths)
     bodies = [
         json.dumps({"texts": list(corpus.texts[begin : begin + TEXTS_PER_REQUEST])})
         for begin in range(0, len(corpus.texts), TEXTS_PER_REQUEST)
@@ -120,6 +133,7 @@ def run(model_folder: Path, texts: int, rounds: int, advance: Callable[[], None]
         "rounds": rounds,
         "short_tokens": SHORT_WORDS + 2,
         "read_bytes": _read_bytes(model_folder),
+        "modelled_seconds": _modelled(model_folder, {"short": [SHORT_WORDS + 2], "corpus": lengths}),
     }
     if reason := unavailable():
         print(f"cost not measured: {reason}", file=sys.stderr)
@@ -139,26 +153,65 @@ def figures(result: Result) -> list[Figures]:
     """One row for each memory size and architecture, and OpenAI's prices; then one for each load of a month."""
     if "unavailable" in result.parameters:
         return [Figures(f"Cost: not measured, {result.parameters['unavailable']}", [""], [])]
-    return [_sizes(result), _months(result)]
+    found = [_sizes(result), _months(result)]
+    if "instructions" not in result.parameters and (hours := _hours(result)).rows:
+        found.append(hours)
+    return found
+
+
+def seconds(result: Result, row: Mapping[str, Any], what: str, cpu: str | None = None) -> float | None:
+    """Of the "short" text or of the "corpus", median, at the memory size of `row`.
+
+    With `cpu`, what the model takes is scaled by what that processor is modelled to take, relative to what was measured
+    in one vCPU; all else takes as long as here. None if it was not modelled.
+    """
+    measured = statistics.median(row[f"{what}_seconds"])
+    if cpu is None:
+        return measured
+    modelled = result.parameters.get("modelled_seconds", {}).get(cpu)
+    if modelled is None:
+        return None
+    inside = statistics.median(row[f"{what}_run_seconds"])
+    whole = statistics.median(_one_vcpu(result)[f"{what}_run_seconds"])
+    return measured + inside * (modelled[what] / whole - 1)
+
+
+def _one_vcpu(result: Result) -> Mapping[str, Any]:
+    return next(row for row in result.rows if row["memory_mb"] == LAMBDA_MB_PER_VCPU)
+
+
+def _modelled(model_folder: Path, tokens: Mapping[str, Sequence[int]]) -> dict[str, dict[str, float]]:
+    """Seconds by processor and by what is embedded, from the stored cycles if they are of this artifact."""
+    path = FOLDER / "cycles.json"
+    if not path.exists():
+        return {}
+    result = Result.read(path)
+    if result.parameters["version"] != open_artifact(model_folder).manifest.version:
+        print(
+            f"{path} is of another artifact, so no processor is modelled: python -m benchmarks cycles", file=sys.stderr
+        )
+        return {}
+    return {
+        cpu: {what: cycles.modelled_seconds(result, cpu, lengths) for what, lengths in tokens.items()}
+        for cpu in cycles.PROCESSORS
+    }
 
 
 def _months(result: Result) -> Figures:
-    row = next(row for row in result.rows if row["memory_mb"] == MONTH_MEMORY_MB)
-    seconds, suffix = (
-        statistics.median(row["short_seconds"]),
-        instructions.suffix(result),
-    )
+    row, suffix = _one_vcpu(result), instructions.suffix(result)
+    short = {name: seconds(result, row, "short", cpu) for name, cpu in ARCHITECTURES.items()}
+    known = {name: each for name, each in short.items() if each is not None}
     return Figures(
         f"Lambda's part of a month in dollars at {MONTH_MEMORY_MB} MB, requests of one short text each, with and "
-        f"without provisioned concurrency of one environment, which here answers all of them, one after the "
-        f"other{suffix}",
-        ["requests a month", *(f"{name}, {kind}" for name in ARCHITECTURES for kind in ("on demand", "provisioned"))],
+        "without provisioned concurrency of one environment, which here answers all of them, one after the other"
+        f"{suffix}; arm64 is modelled",
+        ["requests a month", *(f"{name}, {kind}" for name in known for kind in ("on demand", "provisioned"))],
         [
             [
                 f"{requests:,}",
                 *(
-                    f"{dollars_per_month(requests, seconds, MONTH_MEMORY_MB, name, provisioned=kind):,.2f}"
-                    for name in ARCHITECTURES
+                    f"{dollars_per_month(requests, each, MONTH_MEMORY_MB, name, provisioned=kind):,.2f}"
+                    for name, each in known.items()
                     for kind in (False, True)
                 ),
             ]
@@ -167,10 +220,32 @@ def _months(result: Result) -> Figures:
     )
 
 
+def _hours(result: Result) -> Figures:
+    tokens, requests = result.parameters["tokens"], result.parameters["requests"]
+    rows = []
+    for name, (title, cpu) in INSTANCES.items():
+        machine = result.machine
+        if cpu is None and not (machine["cpu"].startswith("AMD") and set(machine["cpu_features"]) >= ZEN_5):
+            continue
+        if (taken := seconds(result, _one_vcpu(result), "corpus", cpu)) is None:
+            continue
+        hour = PRICES[f"ec2_{name.replace('.', '_')}_hour"]
+        bulk = hour / 3600 * taken / INSTANCE_VCPUS / tokens * 1e9
+        managed = bulk * (1 + PRICES["lambda_managed_instances_fee"])
+        managed += PRICES["lambda_request_million"] / 1e6 * requests / tokens * 1e9
+        rate = INSTANCE_VCPUS * tokens / taken
+        rows.append([f"{name}: {title}", f"{hour:.4f}", f"{rate:,.0f}", f"{bulk:.2f}", f"{managed:.2f}"])
+    return Figures(
+        "Cost in dollars, us-east-1, on machines that are paid by the hour, kept busy, with as many processes as vCPUs",
+        ["", "$/hour", "tokens/s", "$/billion tokens, EC2 on demand", "$/billion tokens, Lambda Managed Instances"],
+        rows,
+    )
+
+
 def _sizes(result: Result) -> Figures:
     return Figures(
-        "Cost in dollars, us-east-1, from speeds under a CPU quota of MB / 1,769 on this machine's x86_64 CPU. "
-        "arm64's speed is not measured: its costs are its prices at the x86_64 speed. One short text "
+        "Cost in dollars, us-east-1, from speeds under a CPU quota of MB / 1,769 on this machine's x86_64 CPU. Rows "
+        "with a processor's name are modelled: its cycles at its clock, all else takes as long as here. One short text "
         f"({result.parameters['short_tokens']} tokens) a request; tokens in requests of {TEXTS_PER_REQUEST} texts of "
         "mixed length; cold starts under the quota throughout, which Lambda lifts during init"
         f"{instructions.suffix(result)}",
@@ -187,7 +262,12 @@ def _sizes(result: Result) -> Figures:
             "provisioned, $/month",
         ],
         [
-            *(_cells(row, architecture, result.parameters) for row in result.rows for architecture in ARCHITECTURES),
+            *(
+                cells
+                for row in result.rows
+                for cpu, architecture in {None: "x86_64", **MODELLED}.items()
+                if (cells := _cells(result, row, architecture, cpu))
+            ),
             _openai_cells("text-embedding-3-small", "small"),
             _openai_cells("text-embedding-3-small, batch", "small_batch"),
             _openai_cells("text-embedding-3-large", "large"),
@@ -198,8 +278,8 @@ def _sizes(result: Result) -> Figures:
 def _row(memory_mb: int) -> dict[str, Any]:
     vcpus = memory_mb / LAMBDA_MB_PER_VCPU
     given = min(vcpus, float(os.cpu_count() or 1))
-    times: dict[str, list[float]] = {"cold_start_seconds": [], "short_seconds": [], "corpus_seconds": []}
-    return {"memory_mb": memory_mb, "vcpus": vcpus, "vcpus_given": given, **times}
+    names = ("cold_start", "short", "short_run", "corpus", "corpus_run")
+    return {"memory_mb": memory_mb, "vcpus": vcpus, "vcpus_given": given, **{f"{name}_seconds": [] for name in names}}
 
 
 def _measure(model_folder: Path, row: Mapping[str, Any], bodies: list[str]) -> None:
@@ -210,11 +290,14 @@ def _measure(model_folder: Path, row: Mapping[str, Any], bodies: list[str]) -> N
         with function(model_folder, row["memory_mb"], limits) as process:
             process.call(short).check_vectors()
             row["cold_start_seconds"].append(time.perf_counter() - started)
-            row["short_seconds"].extend(process.call(short).seconds for _ in range(SHORT_REQUESTS))
+            shorts = [process.call(short) for _ in range(SHORT_REQUESTS)]
             answers = [process.call(url_event(body)) for body in bodies]
     for answer in answers:
         answer.check_vectors()
+    row["short_seconds"].extend(answer.seconds for answer in shorts)
+    row["short_run_seconds"].extend(answer.run_seconds for answer in shorts)
     row["corpus_seconds"].append(sum(answer.seconds for answer in answers))
+    row["corpus_run_seconds"].append(sum(answer.run_seconds for answer in answers))
 
 
 def _read_bytes(model_folder: Path) -> int:
@@ -223,26 +306,30 @@ def _read_bytes(model_folder: Path) -> int:
     return sum(artifact.manifest.files[name].size for name in artifact.files_of("int8"))
 
 
-def _cells(row: Mapping[str, Any], architecture: str, parameters: Mapping[str, Any]) -> list[str]:
+def _cells(result: Result, row: Mapping[str, Any], architecture: str, cpu: str | None) -> list[str] | None:
+    """None if the processor was not modelled."""
     memory_mb, gb_second = row["memory_mb"], PRICES[f"lambda_{architecture}_gb_second"]
-    short, corpus, cold = (
-        statistics.median(row[name]) for name in ("short_seconds", "corpus_seconds", "cold_start_seconds")
-    )
-    tokens, requests = parameters["tokens"], parameters["requests"]
+    short, corpus = (seconds(result, row, what, cpu) for what in ("short", "corpus"))
+    if short is None or corpus is None:
+        return None
+    tokens, requests = result.parameters["tokens"], result.parameters["requests"]
     bulk = dollars_per_billion_tokens(corpus, requests, tokens, memory_mb, gb_second)
-    start = billed_dollars(cold, memory_mb, gb_second)
     month = provisioned_dollars_per_month(memory_mb, PRICES[f"lambda_{architecture}_provisioned_gb_second"])
     fewer = " (of this machine, Lambda has more)" if row["vcpus_given"] < row["vcpus"] else ""
+    starts = ["", "", ""]
+    if cpu is None:
+        cold = statistics.median(row["cold_start_seconds"])
+        start = billed_dollars(cold, memory_mb, gb_second)
+        from_efs = (start + efs_dollars(result.parameters["read_bytes"])) * 1e6
+        starts = [f"{cold * 1000:,.0f}", f"{start * 1e6:.2f}", f"{from_efs:.0f}"]
     return [
-        f"{memory_mb} MB {architecture}",
+        f"{memory_mb} MB {architecture}{f', {cycles.PROCESSORS[cpu].title}' if cpu else ''}",
         f"{row['vcpus_given']:.2f}{fewer}",
         f"{short * 1000:.1f}",
         f"{dollars_per_million_requests(short, memory_mb, gb_second):.3f}",
         f"{tokens / corpus:,.0f}",
         f"{bulk:.2f}",
-        f"{cold * 1000:,.0f}",
-        f"{start * 1e6:.2f}",
-        f"{(start + efs_dollars(parameters['read_bytes'])) * 1e6:.0f}",
+        *starts,
         f"{month:.2f}",
     ]
 

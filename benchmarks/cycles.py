@@ -19,6 +19,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from benchmarks import emulation
 from benchmarks.latency import LENGTHS
 from benchmarks.results import Figures, Result
@@ -54,6 +56,15 @@ PROCESSORS: Mapping[str, Processor] = {
         "+v8.2a,+dotprod",
         2.5,
         "https://aws.amazon.com/ec2/instance-types/m6g/",
+    ),
+    "neoverse-v2": Processor(
+        "Neoverse V2 (Graviton4)",
+        "graviton2",
+        "aarch64",
+        "aarch64",
+        "+v8.2a,+dotprod",
+        2.8,
+        "https://aws.amazon.com/ec2/instance-types/c8g/",
     ),
     "skylake": Processor(
         "Skylake (AVX2)",
@@ -136,7 +147,19 @@ def run(model_folder: Path, advance: Callable[[], None], lengths: Sequence[int] 
                         rows += _rows(cpu, tokens, blocks, functions)
                         advance()
     clocks = {cpu: {"gigahertz": each.gigahertz, "source": each.source} for cpu, each in PROCESSORS.items()}
-    return Result.new("cycles", model_folder, {"llvm": LLVM, "clocks": clocks}, rows)
+    parameters = {"llvm": LLVM, "version": open_artifact(model_folder).manifest.version, "clocks": clocks}
+    return Result.new("cycles", model_folder, parameters, rows)
+
+
+def modelled_seconds(result: Result, cpu: str, tokens: Sequence[int]) -> float:
+    """What the operators take for texts of so many tokens, in one thread; interpolated between lengths."""
+    cycles = Counter[int]()
+    for row in result.rows:
+        if row["cpu"] == cpu:
+            cycles[row["tokens"]] += row["cycles"]
+    lengths = sorted(cycles)
+    a_token = np.interp(tokens, lengths, [cycles[each] / each for each in lengths])
+    return float((a_token * np.array(tokens)).sum()) / (result.parameters["clocks"][cpu]["gigahertz"] * 1e9)
 
 
 def steps(lengths: Sequence[int] = LENGTHS) -> int:

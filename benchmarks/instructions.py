@@ -54,8 +54,9 @@ ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
 }
 """Variables that torch, MKL, oneDNN, OpenVINO's among them, and CTranslate2 read when they are loaded."""
 
-UNRESTRICTED = ("st_onnx", "fastembed", "fp32", "dynamic_tensor", "dynamic_channel")
-"""The contenders on onnxruntime's own operators, which take all that the CPU has and cannot be told otherwise."""
+UNRESTRICTED = ("torch_int8", "st_onnx", "fastembed", "fp32", "dynamic_tensor", "dynamic_channel")
+"""The contenders on onnxruntime's own operators and on FBGEMM, which take all that the CPU has and cannot be told
+otherwise."""
 
 
 def environment(instructions: str) -> Mapping[str, str]:

@@ -26,6 +26,7 @@ from benchmarks.cost import (
     TEXTS_PER_REQUEST,
     dollars_per_billion_tokens,
     dollars_per_million_requests,
+    seconds,
 )
 from benchmarks.load import SHARES, percentile, quarters
 from benchmarks.results import Result
@@ -168,20 +169,23 @@ def quality(results: Results) -> Figure:
 @_styled
 def cost(results: Results) -> Figure:
     """Dollars by memory size: of short texts, one a request, and of tokens in large requests."""
-    result = results["cost"]
+    result = results.get("cost-avx2", results["cost"])
     tokens, requests = result.parameters["tokens"], result.parameters["requests"]
     figure = Figure((8.5, 3.8))
     panels = figure.subplots(1, 2)
     sizes = [row["memory_mb"] for row in result.rows]
-    for architecture, name in zip(ARCHITECTURES, ("int8", "fp32"), strict=True):
+    for (architecture, cpu), name in zip(ARCHITECTURES.items(), ("int8", "fp32"), strict=True):
         price = PRICES[f"lambda_{architecture}_gb_second"]
         short, bulk = [], []
         for row in result.rows:
             memory_mb = row["memory_mb"]
-            seconds, corpus = (statistics.median(row[key]) for key in ("short_seconds", "corpus_seconds"))
-            short.append(dollars_per_million_requests(seconds, memory_mb, price))
-            bulk.append(dollars_per_billion_tokens(corpus, requests, tokens, memory_mb, price))
-        panels[0].plot(sizes, short, **_line(name), label=f"Lambda, {architecture}")
+            one, corpus = (seconds(result, row, what, cpu) for what in ("short", "corpus"))
+            if one is not None and corpus is not None:
+                short.append(dollars_per_million_requests(one, memory_mb, price))
+                bulk.append(dollars_per_billion_tokens(corpus, requests, tokens, memory_mb, price))
+        if not short:
+            continue
+        panels[0].plot(sizes, short, **_line(name), label=f"Lambda, {architecture}{', modelled' if cpu else ''}")
         panels[1].plot(sizes, bulk, **_line(name))
     small = PRICES["openai_text_embedding_3_small_million"]
     label = "OpenAI text-embedding-3-small"

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import cost
+from benchmarks import cost, cycles
 from benchmarks.contenders import CONTENDERS, REFERENCE
 from benchmarks.instructions import UNRESTRICTED
 from benchmarks.report import Results, file_name, stored
@@ -70,7 +70,7 @@ def _speed(results: Results) -> str:
             for name in names
         ],
     )
-    note = "\\* onnxruntime's own operators cannot be kept to AVX2: with AVX-512 in both columns."
+    note = "\\* onnxruntime's own operators and FBGEMM cannot be kept to AVX2: with AVX-512 in both columns."
     return f"**{table.title}**\n\n{table.markdown()}\n\n{note}"
 
 
@@ -119,17 +119,21 @@ def _lines(results: Results) -> str:
             )
     if (result := results.get(file_name("cost", "avx2"))) and result.rows:
         (row,) = _of(result.rows, memory_mb=cost.MONTH_MEMORY_MB)
-        price = cost.PRICES["lambda_x86_64_gb_second"]
-        given = result.parameters
-        bulk = cost.dollars_per_billion_tokens(
-            statistics.median(row["corpus_seconds"]), given["requests"], given["tokens"], row["memory_mb"], price
-        )
-        million = cost.dollars_per_million_requests(statistics.median(row["short_seconds"]), row["memory_mb"], price)
+        prices = []
+        for cpu, architecture in {None: "x86_64", **cost.MODELLED}.items():
+            bulk, short = (cost.seconds(result, row, what, cpu) for what in ("corpus", "short"))
+            if bulk is not None and short is not None:
+                given, price = result.parameters, cost.PRICES[f"lambda_{architecture}_gb_second"]
+                tokens = cost.dollars_per_billion_tokens(
+                    bulk, given["requests"], given["tokens"], row["memory_mb"], price
+                )
+                million = cost.dollars_per_million_requests(short, row["memory_mb"], price)
+                where = f"modelled {cycles.PROCESSORS[cpu].title}" if cpu else "this machine's core with AVX2"
+                prices.append(f"${tokens:.2f} and ${million:.2f} at the speed of {where}")
         openai = cost.PRICES["openai_text_embedding_3_small_million"] * 1000
         found.append(
-            f"- **Cost**, x86_64 with AVX2 at {row['memory_mb']:,} MB: ${bulk:.2f} for a billion tokens, "
-            f"${million:.2f} for a million requests of one short text; OpenAI's text-embedding-3-small costs "
-            f"${openai:.2f} a billion."
+            f"- **Cost** of a billion tokens, and of a million requests of one short text, at {row['memory_mb']:,} MB: "
+            f"{', '.join(prices)}; OpenAI's text-embedding-3-small costs ${openai:.2f} a billion."
         )
     if result := results.get("load"):
         (run,) = _of(result.rows, measure="run")

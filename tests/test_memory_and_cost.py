@@ -1,13 +1,15 @@
 """Limits are in force and leave nothing behind; memory and cost are what they say."""
 
 import json
+import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from benchmarks import cgroups, cost, memory
+from benchmarks import cgroups, cost, cycles, memory
 from benchmarks.cgroups import CgroupError, Limits, limited, unavailable
 from benchmarks.corpus import of_length
 from benchmarks.results import Result
@@ -204,13 +206,33 @@ def test_cost_has_complete_rows(model_folder: Path, monkeypatch: pytest.MonkeyPa
     for row in result.rows:
         lengths = [len(row[name]) for name in ("cold_start_seconds", "short_seconds", "corpus_seconds")]
         assert lengths == [1, cost.SHORT_REQUESTS, 1]
+        for what in ("short", "corpus"):
+            assert 0 < statistics.median(row[f"{what}_run_seconds"]) < statistics.median(row[f"{what}_seconds"])
     assert (result.parameters["texts"], result.parameters["requests"]) == (20, 1)
     assert 20e6 < result.parameters["read_bytes"] < 30e6
-    table, months = cost.figures(result)
-    assert len(table.rows) == 2 * 2 + 3
-    assert {len(cells) for cells in table.rows} == {len(table.header)}
-    assert table.rows[4][5] == "20.00"
-    assert {len(cells) for cells in months.rows} == {len(months.header)}
+    for modelled in ({}, {cpu: {"short": 0.001, "corpus": 0.5} for cpu in cycles.PROCESSORS}):
+        result.parameters["modelled_seconds"] = modelled
+        zen_5 = {**result.machine, "cpu": "AMD EPYC", "cpu_features": ["avx512_vnni", "avx_vnni"]}
+        table, months, hours = cost.figures(replace(result, machine=zen_5))
+        assert len(table.rows) == 2 * (3 if modelled else 1) + 3
+        assert [cells[5] for cells in table.rows[-3:]] == ["20.00", "10.00", "130.00"]
+        assert [len(months.header), len(hours.rows)] == ([5, 2] if modelled else [3, 1])
+        for each in (table, months, hours):
+            assert {len(cells) for cells in each.rows} == {len(each.header)}
+    result.parameters["modelled_seconds"] = {}
+    assert len(cost.figures(replace(result, machine={**result.machine, "cpu": "Other CPU"}))) == 2
+
+
+def test_what_is_modelled_replaces_the_models_part_of_the_time() -> None:
+    """1 s, 0.6 of it in the model, which would be 0.3 s on the other processor; a quarter of a vCPU in proportion."""
+    times = {"corpus_seconds": [1.0], "corpus_run_seconds": [0.6]}
+    slower = {"corpus_seconds": [4.0], "corpus_run_seconds": [2.4]}
+    rows = [{"memory_mb": 1769, **times}, {"memory_mb": 442, **slower}]
+    result = Result("cost", "", {}, "", {"modelled_seconds": {"neoverse-n1": {"corpus": 0.3}}}, rows)
+    assert cost.seconds(result, rows[0], "corpus") == 1.0
+    assert cost.seconds(result, rows[0], "corpus", "neoverse-n1") == pytest.approx(0.7)
+    assert cost.seconds(result, rows[1], "corpus", "neoverse-n1") == pytest.approx(2.8)
+    assert cost.seconds(result, rows[0], "corpus", "skylake") is None
 
 
 def test_durations_are_billed_in_whole_milliseconds() -> None:

@@ -118,11 +118,14 @@ def _cost(measured: bool = True) -> Result:
             "vcpus_given": memory_mb / 1769,
             "cold_start_seconds": [200 / memory_mb],
             "short_seconds": [2 / memory_mb + 0.001],
+            "short_run_seconds": [2 / memory_mb],
             "corpus_seconds": [1769 / memory_mb],
+            "corpus_run_seconds": [1700 / memory_mb],
         }
         for memory_mb in (512, 1024, 1769, 3008)
     ]
     given = {"texts": 100, "tokens": 10_000, "requests": 1, "short_tokens": 8, "read_bytes": 24_000_000}
+    given["modelled_seconds"] = {cpu: {"short": 0.002, "corpus": 1.5} for cpu in cycles.PROCESSORS}
     if not measured:
         return _result("cost", [], unavailable="no cgroups", **given)
     return _result("cost", rows, **given)
