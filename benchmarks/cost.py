@@ -28,8 +28,8 @@ MEMORY_SIZES = (512, 1024, 1769, 3008)
 
 ARCHITECTURES: Mapping[str, str | None] = {"x86_64": None, "arm64": "neoverse-n1"}
 """Lambda's, and the processor that is modelled (`cycles`) in place of one that is not here; None for this machine's."""
-MODELLED = {"skylake": "x86_64", "neoverse-n1": "arm64"}
-"""Processors of `cycles` that have rows of their own, and their architecture."""
+PROCESSORS: Mapping[str | None, str] = {None: "x86_64", "skylake": "x86_64", "neoverse-n1": "arm64"}
+"""What costs are shown of: this machine's processor and some of `cycles`, with the architecture that is paid."""
 
 INSTANCES: Mapping[str, tuple[str, str | None]] = {
     "c8a.large": ("Zen 5 with AVX-512 VNNI, as measured here", None),
@@ -165,14 +165,14 @@ def seconds(result: Result, row: Mapping[str, Any], what: str, cpu: str | None =
     With `cpu`, what the model takes is scaled by what that processor is modelled to take, relative to what was measured
     in one vCPU; all else takes as long as here. None if it was not modelled.
     """
-    measured = statistics.median(row[f"{what}_seconds"])
+    measured: float = statistics.median(row[f"{what}_seconds"])
     if cpu is None:
         return measured
-    modelled = result.parameters.get("modelled_seconds", {}).get(cpu)
+    modelled: Mapping[str, float] | None = result.parameters.get("modelled_seconds", {}).get(cpu)
     if modelled is None:
         return None
-    inside = statistics.median(row[f"{what}_run_seconds"])
-    whole = statistics.median(_one_vcpu(result)[f"{what}_run_seconds"])
+    inside: float = statistics.median(row[f"{what}_run_seconds"])
+    whole: float = statistics.median(_one_vcpu(result)[f"{what}_run_seconds"])
     return measured + inside * (modelled[what] / whole - 1)
 
 
@@ -265,7 +265,7 @@ def _sizes(result: Result) -> Figures:
             *(
                 cells
                 for row in result.rows
-                for cpu, architecture in {None: "x86_64", **MODELLED}.items()
+                for cpu, architecture in PROCESSORS.items()
                 if (cells := _cells(result, row, architecture, cpu))
             ),
             _openai_cells("text-embedding-3-small", "small"),

@@ -159,7 +159,8 @@ def modelled_seconds(result: Result, cpu: str, tokens: Sequence[int]) -> float:
             cycles[row["tokens"]] += row["cycles"]
     lengths = sorted(cycles)
     a_token = np.interp(tokens, lengths, [cycles[each] / each for each in lengths])
-    return float((a_token * np.array(tokens)).sum()) / (result.parameters["clocks"][cpu]["gigahertz"] * 1e9)
+    gigahertz: float = result.parameters["clocks"][cpu]["gigahertz"]
+    return float((a_token * np.array(tokens)).sum()) / (gigahertz * 1e9)
 
 
 def steps(lengths: Sequence[int] = LENGTHS) -> int:

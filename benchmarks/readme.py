@@ -120,7 +120,7 @@ def _lines(results: Results) -> str:
     if (result := results.get(file_name("cost", "avx2"))) and result.rows:
         (row,) = _of(result.rows, memory_mb=cost.MONTH_MEMORY_MB)
         prices = []
-        for cpu, architecture in {None: "x86_64", **cost.MODELLED}.items():
+        for cpu, architecture in cost.PROCESSORS.items():
             bulk, short = (cost.seconds(result, row, what, cpu) for what in ("corpus", "short"))
             if bulk is not None and short is not None:
                 given, price = result.parameters, cost.PRICES[f"lambda_{architecture}_gb_second"]

@@ -95,12 +95,12 @@ SECTIONS: Mapping[str, Section] = {
     "cost": Section(
         "Cost",
         "The function runs under the CPU quota and the memory limit of each memory size. Dollars are the measured "
-        "seconds times the published prices in `benchmarks/prices.json`, without free tiers. Lambda's x86_64 processors "
-        "show AVX2 and call themselves 2.5 GHz: less than this machine's clock, so that the modelled rows promise less "
-        "than the measured ones, and are the ones to plan with. By them a token costs less on x86_64 than on arm64, "
-        "whose Graviton2 is slower by more than its price is lower, and a short text about the same on both: choose "
-        "x86_64 for many tokens, and either for single short texts. Neither was measured on AWS. A function's first log "
-        "line and `GET /info` tell which instructions it really has.",
+        "seconds times the published prices in `benchmarks/prices.json`, without free tiers. Lambda's x86_64 "
+        "processors show AVX2 and call themselves 2.5 GHz: less than this machine's clock, so that the modelled rows "
+        "promise less than the measured ones, and are the ones to plan with. By them a token costs less on x86_64 than "
+        "on arm64, whose Graviton2 is slower by more than its price is lower, and a short text about the same on both: "
+        "choose x86_64 for many tokens, and either for single short texts. Neither was measured on AWS. A function's "
+        "first log line and `GET /info` tell which instructions it really has.",
         cost.figures,
         "Dollars by memory size, with OpenAI's price",
         lambda results: bool(results["cost"].rows),
