@@ -104,7 +104,7 @@ class Embedder:
         self._session = session
         self._inputs = [node.name for node in session.get_inputs()]
         self._outputs = [node.name for node in session.get_outputs()]
-        self.instructions = _instructions_of(session) if manifest.precisions[precision].operators else None
+        self.instructions: str | None = None
         """Those of the CPU that our operators use, such as "avx2"; None if the model has no operators of ours."""
         self._group_texts = manifest.precisions[precision].batch_independent
 
@@ -137,7 +137,10 @@ class Embedder:
         except Exception as error:  # both libraries raise plain Exceptions for any unreadable file
             check.finish()
             raise ArtifactCorruptError(f"cannot load {artifact.folder}: {error}: {REBUILD}") from error
-        return cls(artifact.manifest, precision, tokenizer, session, threads)
+        embedder = cls(artifact.manifest, precision, tokenizer, session, threads)
+        if artifact.manifest.precisions[precision].operators:
+            embedder.instructions = session.get_session_options().get_session_config_entry("kernels.instructions")
+        return embedder
 
     def embed(self, texts: Sequence[str]) -> Embeddings:
         """Embed texts; each vector depends on its own text alone.
@@ -345,11 +348,6 @@ def _register_operators(options: onnxruntime.SessionOptions, version: int, folde
         register(options)
     except OperatorsError as error:
         raise ArtifactError(str(error)) from error
-
-
-def _instructions_of(session: onnxruntime.InferenceSession) -> str:
-    found: str = session.get_session_options().get_session_config_entry("kernels.instructions")
-    return found
 
 
 def _for_each(work: Callable[[list[int]], None], runs: Sequence[list[int]], threads: int) -> None:

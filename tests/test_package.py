@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import slow_files
+from benchmarks import emulation, slow_files
 from benchmarks.memory import url_event
 from benchmarks.runtime import lambda_python, start_function
 from export import ExportError
@@ -24,7 +24,6 @@ from export.stub_library import machine, stub_library
 from handler import filecheck
 from handler.artifact import sha256
 from handler.embedder import Embedder
-from tests import portability
 from tests.conftest import ROOT
 
 
@@ -193,9 +192,9 @@ def test_the_deployed_package_answers_on_lambdas_python(
 
 def test_the_arm64_package_runs_on_graviton2(model_folder: Path, tmp_path: Path, int8: Embedder) -> None:
     """Emulated, with the Python that there is for it, which is not Lambda's version."""
-    if reason := portability.missing("graviton2"):
+    if reason := emulation.missing("graviton2"):
         pytest.skip(reason)
-    package(tmp_path / "function", portability.PYTHON, "arm64")
+    package(tmp_path / "function", emulation.PYTHON, "arm64")
     package_model(tmp_path, model_folder)
     code = (
         "import json, platform, sys, handler.app as app;"
@@ -203,7 +202,7 @@ def test_the_arm64_package_runs_on_graviton2(model_folder: Path, tmp_path: Path,
         "print(json.dumps([platform.machine(), app.__file__, answer]))"
     )
     texts = ["vitamin d", "größe 🙂", "word " * 300]
-    command, variables = portability.command("graviton2", ["-c", code, json.dumps({"texts": texts})])
+    command, variables = emulation.command("graviton2", ["-c", code, json.dumps({"texts": texts})])
     function = tmp_path / "function"
     variables = {**variables, **environment(tmp_path / "ml-models"), "PYTHONPATH": str(function)}
     ran = subprocess.run(command, cwd=function, env=variables, capture_output=True, text=True, check=True, timeout=300)

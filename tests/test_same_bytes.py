@@ -26,7 +26,7 @@ SETTINGS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "Haswell": ("haswell", {}),
     "Graviton2": ("graviton2", {}),
 }
-"""A CPU of portability.py, and variables of the environment."""
+"""A CPU of benchmarks/emulation.py, and variables of the environment."""
 
 Digests = tuple[str, ...]
 
