@@ -82,6 +82,5 @@ def _tell_load(record: log.Record, embedder: Embedder) -> None:
     """Say in one record that the model was loaded, how long it took, and which instructions it uses."""
     global _load_seconds
     record.load_seconds, _load_seconds = _load_seconds, None
-    if record.load_seconds is not None:
-        record.instructions = embedder.instructions
+    record.instructions = embedder.instructions
     record.end_phase("load")

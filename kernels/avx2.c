@@ -4,25 +4,19 @@
    VPMADDUBSW multiplies 32 pairs and adds the two of each in 16 bits, where they saturate; VPMADDWD widens. Weights are
    such that four products fit (quantize/linear.py), so two results of VPMADDUBSW are added by VPADDW and share one
    VPMADDWD: 3 instructions on those ports for 64 products, where pairs need 4. */
-#include <immintrin.h>
 #include "arithmetic.h"
+#include <immintrin.h>
 #pragma clang attribute push(__attribute__((target("avx2,fma"))), apply_to = function)
+#include "x86.h"
 
 enum { CODE_SHIFT = 0, STEP = 2 * QUAD, DEPTH = STEP };
 #define TALL 4
 #define WIDE 1
 enum { KEYS = 2, VALUE_SHIFT = 0, CHUNK = 4 };
 
-typedef const uint8_t *Codes;
 typedef int32_t HalfInts __attribute__((ext_vector_type(LANES / 2)));
 
-static INLINE Codes read_codes(const uint8_t *codes) { return codes; } /* a quad is broadcast from memory */
-
-static INLINE __m256i broadcast(const void *quad) {
-    int32_t found;
-    __builtin_memcpy(&found, quad, sizeof found);
-    return _mm256_set1_epi32(found);
-}
+static INLINE __m256i broadcast(const void *quad) { return _mm256_set1_epi32(quad_at(quad)); }
 
 static INLINE __m256i read(const void *from) { return _mm256_loadu_si256(from); }
 

@@ -1,25 +1,18 @@
 /* AVX-512 without VNNI: Skylake-SP (2017).
 
    As avx2.c, in registers twice as wide: bound by the two ports that multiply integers of 512 bits (p0 and p5). */
-#include <immintrin.h>
 #include "arithmetic.h"
+#include <immintrin.h>
 #pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl"))),                   \
                              apply_to = function)
+#include "x86.h"
 
 enum { CODE_SHIFT = 0, STEP = 2 * QUAD, DEPTH = STEP };
 #define TALL 12
 #define WIDE 2
 enum { KEYS = 2, VALUE_SHIFT = 0, CHUNK = 8 };
 
-typedef const uint8_t *Codes;
-
-static INLINE Codes read_codes(const uint8_t *codes) { return codes; } /* a quad is broadcast from memory */
-
-static INLINE __m512i broadcast(const void *quad) {
-    int32_t found;
-    __builtin_memcpy(&found, quad, sizeof found);
-    return _mm512_set1_epi32(found);
-}
+static INLINE __m512i broadcast(const void *quad) { return _mm512_set1_epi32(quad_at(quad)); }
 
 static INLINE __m512i read(const void *from) { return _mm512_loadu_si512(from); }
 

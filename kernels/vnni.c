@@ -2,25 +2,18 @@
 
    VPDPBUSD multiplies 64 bytes, adds four products of each lane to its sum, and never saturates. Two run in a cycle, so
    reading bounds products: 12 rows by 2 registers of columns read 14 times for 24 multiplications. */
-#include <immintrin.h>
 #include "arithmetic.h"
+#include <immintrin.h>
 #pragma clang attribute push(__attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni"))),        \
                              apply_to = function)
+#include "x86.h"
 
 enum { CODE_SHIFT = 0, STEP = QUAD, DEPTH = STEP };
 #define TALL 12
 #define WIDE 2
 enum { KEYS = 4, VALUE_SHIFT = 0, CHUNK = 8 };
 
-typedef const uint8_t *Codes;
-
-static INLINE Codes read_codes(const uint8_t *codes) { return codes; } /* a quad is broadcast from memory */
-
-static INLINE __m512i broadcast(const void *quad) {
-    int32_t found;
-    __builtin_memcpy(&found, quad, sizeof found);
-    return _mm512_set1_epi32(found);
-}
+static INLINE __m512i broadcast(const void *quad) { return _mm512_set1_epi32(quad_at(quad)); }
 
 static INLINE Ints dot(Ints sums, Codes codes, int q, const int8_t *weight) {
     return (Ints)_mm512_dpbusd_epi32((__m512i)sums, broadcast(codes), _mm512_loadu_si512(weight));
