@@ -19,6 +19,10 @@
 /* quantize/linear.py tells why it is not 255. */
 #define LARGEST_CODE 191.0f
 
+/* Numbers beyond it count as none: constants are refused, and a row that has one is none. So what is computed of the
+   rest stays finite in float32: 2^31 LARGEST^2 does. Those of trained encoders stay below 1e4. */
+#define LARGEST 1e12f
+
 enum { LANES = 16 };
 typedef float Floats __attribute__((ext_vector_type(LANES)));
 typedef float Half __attribute__((ext_vector_type(LANES / 2)));
@@ -29,10 +33,11 @@ typedef int8_t SignedBytes __attribute__((ext_vector_type(LANES)));
 typedef uint8_t Bytes __attribute__((ext_vector_type(LANES)));
 
 enum {
-    QUAD = 4,     /* inputs whose products one instruction adds up */
-    BLOCK = 32,   /* columns that lie together in the weights: two registers of AVX-512 */
-    PANEL = 48,   /* rows that a block of columns is multiplied by before the next one is read */
-    AHEAD = 8192, /* bytes by which weights are fetched early */
+    QUAD = 4,                           /* inputs whose products one instruction adds up */
+    BLOCK = 32,                         /* columns that lie together in the weights: two registers of AVX-512 */
+    PANEL = 48,                         /* rows that a block of columns is multiplied by before the next one is read */
+    AHEAD = 8192,                       /* bytes by which weights are fetched early */
+    MOST_INPUTS_OF_A_PRODUCT = 1 << 16, /* whose sums, and 128 times those of their weights, fit into 32 bits */
 };
 
 typedef struct Normalization {

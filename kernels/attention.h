@@ -46,7 +46,7 @@ typedef struct Head {
     float *highest;               /* score of each group of keys, then the group's scale: (rows / GROUP, LANES) */
     int32_t *sums;                /* of codes, then those times -VALUE_SHIFT: (rows / GROUP, LANES) */
     float *averages;              /* (size, LANES) */
-    float finite;                 /* 0, or not a number if a query or a key is not finite */
+    float finite;                 /* 0, or not a number if a query or a key is none */
 } Head;
 
 static INLINE Ints load_ints(const int32_t *from) {
@@ -89,7 +89,7 @@ static INLINE void encode_query_and_key(Head *of, const int64_t size, const int6
     }
     const float sum = sum_of_lanes(total + finite);
     of->key_starts[token] = sum == sum ? -QUERY_SHIFT * (int32_t)sum : 0;
-    of->finite += sum * 0;
+    of->finite += (sum + number(of->query_scales[token]) + number(of->key_scales[token])) * 0;
 }
 
 /* Codes of LANES channels of the values. */

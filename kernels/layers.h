@@ -14,9 +14,9 @@ static INLINE void encode(const Coding *of, const int64_t row, const float *y, F
     const Floats start = all(low), inverse = all(range > SMALLEST_RANGE ? LARGEST_CODE / range : 0);
     float *rest = of->rest + row * (OUTLIERS + of->outlier_count);
     uint8_t *codes = of->codes + row * of->size;
-    rest[SCALE] = range / LARGEST_CODE;
-    rest[LOWEST] = low + 0.0f; /* of two zeros the positive one, as CPUs differ in their order */
-    for (int64_t j = 0; j < of->outlier_count; j++) rest[OUTLIERS + j] = y[of->outlier_channels[j]];
+    rest[SCALE] = number(range) / LARGEST_CODE;
+    rest[LOWEST] = number(low) + 0.0f; /* of two zeros the positive one, as CPUs differ in their order */
+    for (int64_t j = 0; j < of->outlier_count; j++) rest[OUTLIERS + j] = number(y[of->outlier_channels[j]]);
     for (int64_t i = 0; i < of->size; i += LANES) {
         Floats z = load(y + i);
         if (of->factor) z *= load(of->factor + i);
@@ -25,8 +25,7 @@ static INLINE void encode(const Coding *of, const int64_t row, const float *y, F
     }
 }
 
-/* The same of a row whose extremes are not known. One value that is not finite makes `lowest` none, and so all of the
-   product: no maximum would show it. */
+/* The same of a row whose extremes are not known. No minimum shows a value that is none, so it is looked for. */
 static INLINE void encode_row(const Coding *of, const int64_t row, const float *y) {
     Floats lowest = all(__builtin_inff()), highest = -lowest, finite = {};
     for (int64_t i = 0; i < of->size; i += LANES) {
@@ -51,7 +50,9 @@ static INLINE void normalize(const Normalization *of, float *y, Floats total, co
         Floats centred = load(y + i) - mean;
         squares = fma(centred, centred, squares);
     }
-    Floats scale = all(1.0f / __builtin_sqrtf(sum_of_lanes(squares) / (float)size + of->epsilon));
+    const float variance = sum_of_lanes(squares) / (float)size;
+    /* none if the variance is infinite: divided by it, all would be 0 */
+    Floats scale = all(1.0f / __builtin_sqrtf(variance + of->epsilon) + variance * 0);
     Floats lowest = all(__builtin_inff()), highest = -lowest;
     for (int64_t i = 0; i < size; i += LANES) {
         Floats normal = (load(y + i) - mean) * scale;

@@ -27,7 +27,8 @@ typedef struct Api {
     Status *(*AddCustomOpDomain)(SessionOptions *, Domain *);
     const void *before_data[51 - 29];
     Status *(*GetTensorMutableData)(Value *, void **);
-    const void *before_shapes[61 - 52];
+    const void *before_types[60 - 52];
+    Status *(*GetTensorElementType)(const Shape *, int *);
     Status *(*GetDimensionsCount)(const Shape *, size_t *);
     Status *(*GetDimensions)(const Shape *, int64_t *, size_t);
     const void *before_shape[65 - 63];
@@ -40,7 +41,9 @@ typedef struct Api {
     Status *(*KernelContext_GetOutput)(KernelContext *, size_t, const int64_t *shape, size_t, Value **);
     const void *before_release[99 - 92];
     void (*ReleaseTensorTypeAndShapeInfo)(Shape *);
-    const void *before_settings[130 - 100];
+    void (*ReleaseSessionOptions)(SessionOptions *);
+    void (*ReleaseCustomOpDomain)(Domain *);
+    const void *before_settings[130 - 102];
     Status *(*AddSessionConfigEntry)(SessionOptions *, const char *key, const char *value);
     const void *before_constants[249 - 131];
     Status *(*KernelInfoGetConstantInput_tensor)(const KernelInfo *, size_t, int *is_constant, const Value **);
@@ -48,11 +51,13 @@ typedef struct Api {
 
 _Static_assert(offsetof(Api, CreateCustomOpDomain) == 26 * sizeof(void *), "place in the table");
 _Static_assert(offsetof(Api, GetTensorMutableData) == 51 * sizeof(void *), "place in the table");
+_Static_assert(offsetof(Api, GetTensorElementType) == 60 * sizeof(void *), "place in the table");
 _Static_assert(offsetof(Api, GetDimensionsCount) == 61 * sizeof(void *), "place in the table");
 _Static_assert(offsetof(Api, GetTensorTypeAndShape) == 65 * sizeof(void *), "place in the table");
 _Static_assert(offsetof(Api, KernelInfoGetAttribute_float) == 85 * sizeof(void *), "place in the table");
 _Static_assert(offsetof(Api, KernelContext_GetInput) == 90 * sizeof(void *), "place in the table");
 _Static_assert(offsetof(Api, ReleaseTensorTypeAndShapeInfo) == 99 * sizeof(void *), "place in the table");
+_Static_assert(offsetof(Api, ReleaseCustomOpDomain) == 101 * sizeof(void *), "place in the table");
 _Static_assert(offsetof(Api, AddSessionConfigEntry) == 130 * sizeof(void *), "place in the table");
 _Static_assert(offsetof(Api, KernelInfoGetConstantInput_tensor) == 249 * sizeof(void *), "place in the table");
 

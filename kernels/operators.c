@@ -34,6 +34,8 @@
 #include "arithmetic.h"
 #include "onnxruntime.h"
 
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #define EXPORT __attribute__((visibility("default")))
@@ -47,21 +49,43 @@
 
 enum { HEADS = 1, ALPHA = 2, EPSILON = 4, MOST_INPUTS = 12 };
 
+/* What the shapes of inputs have in common. */
+enum Quantity {
+    UNIT,   /* 1 */
+    TEXTS,  /* of the token ids */
+    TOKENS, /* of each of them */
+    ROWS,   /* of codes or of numbers */
+    INPUTS, /* LANES channels of codes */
+    OUTLIERS_READ,
+    COLUMNS,  /* blocks of them */
+    CHANNELS, /* LANES of them */
+    OUTLIERS_WRITTEN,
+    WORDS,
+    PLACES,
+    QUANTITIES,
+};
+
+/* `times` a quantity and `plus`. */
+typedef struct Size {
+    unsigned char quantity, plus;
+    unsigned short times;
+} Size;
+
+typedef struct Input {
+    const char *name;
+    int type, is_constant;
+    Size shape[2]; /* of one axis the second is UNIT, of none both */
+} Input;
+
 typedef struct Definition Definition;
 
-typedef struct Tensor {
-    const void *data;
-    int64_t sizes[2]; /* of one axis the second is 1, of none both */
-} Tensor;
-
-/* What onnxruntime makes of a node. The data of an input that is no constant is NULL. */
+/* What onnxruntime makes of a node: all that does not change from run to run, checked. */
 typedef struct Kernel {
     const Definition *definition;
     const Api *api;
-    const Arithmetic *arithmetic;
-    int64_t heads;
+    int64_t heads, quantities[QUANTITIES];
     float alpha, epsilon;
-    Tensor constants[MOST_INPUTS];
+    const void *constants[MOST_INPUTS];
 } Kernel;
 
 /* Inputs and outputs of one run of a node. The first error is kept, and all that follows does nothing. */
@@ -69,43 +93,103 @@ typedef struct Run {
     const Kernel *kernel;
     KernelContext *context;
     Status *error;
-    Tensor inputs[MOST_INPUTS];
+    int64_t quantities[QUANTITIES]; /* -1: not known yet */
+    const void *inputs[MOST_INPUTS];
 } Run;
 
 struct Definition {
     Operator operator;
     const char *name;
-    size_t input_count, output_count;
-    int inputs[MOST_INPUTS], outputs[3];
-    unsigned attributes;
     void (*compute)(Run *);
+    const Arithmetic *arithmetic;
+    unsigned attributes;
+    int outputs[3];
+    Input inputs[MOST_INPUTS];
 };
 
-static Status *read_tensor(const Api *api, const Value *value, Tensor *tensor) {
+/* Of an input of a node: "Linear: bias of shape 64 x 1 does not fit the other inputs". */
+static Status *complain(const Api *api, const Definition *definition, const Input *input, const char *problem) {
+    char message[200];
+    snprintf(message, sizeof message, "%s: %s %s", definition->name, input->name, problem);
+    return api->CreateStatus(FAIL, message);
+}
+
+/* Whether a size is so many times a quantity, which is learnt from the first input that has it. */
+static int fits(const Size *size, int64_t found, int64_t *quantities) {
+    int64_t *known = &quantities[size->quantity];
+    if (*known >= 0) return found == *known * size->times + size->plus;
+    const int may_be_none = size->quantity == TEXTS || size->quantity == TOKENS || size->quantity == ROWS ||
+                            size->quantity == OUTLIERS_READ || size->quantity == OUTLIERS_WRITTEN;
+    if (found < size->plus || (found - size->plus) % size->times) return 0;
+    *known = (found - size->plus) / size->times;
+    return *known > 0 || may_be_none;
+}
+
+/* The one place where type and shape of an input are compared with what its operator reads. */
+static Status *read_input(const Api *api, const Definition *definition, size_t index, const Value *value,
+                          int64_t *quantities, const void **data) {
+    const Input *input = &definition->inputs[index];
+    int64_t sizes[2] = {1, 1};
     Shape *shape = NULL;
     size_t axes = 0;
-    void *data = NULL;
-    tensor->sizes[0] = tensor->sizes[1] = 1;
+    int type = 0;
+    void *found = NULL;
+    if (!value) return complain(api, definition, input, "is missing");
     Status *error = api->GetTensorTypeAndShape(value, &shape);
+    if (!error) error = api->GetTensorElementType(shape, &type);
+    if (!error && type != input->type) error = complain(api, definition, input, "is of another type");
     if (!error) error = api->GetDimensionsCount(shape, &axes);
-    if (!error && axes > 2) error = api->CreateStatus(FAIL, "an input has more than two axes");
-    if (!error) error = api->GetDimensions(shape, tensor->sizes, axes);
-    if (!error) error = api->GetTensorMutableData((Value *)value, &data);
+    if (!error && axes > 2) error = complain(api, definition, input, "has more than two axes");
+    if (!error) error = api->GetDimensions(shape, sizes, axes);
+    for (int axis = 0; !error && axis < 2; axis++) {
+        if (fits(&input->shape[axis], sizes[axis], quantities)) continue;
+        char problem[100];
+        snprintf(problem, sizeof problem, "of shape %" PRId64 " x %" PRId64 " does not fit the other inputs", sizes[0],
+                 sizes[1]);
+        error = complain(api, definition, input, problem);
+    }
+    if (!error) error = api->GetTensorMutableData((Value *)value, &found);
     if (shape) api->ReleaseTensorTypeAndShapeInfo(shape);
-    tensor->data = data;
+    *data = found;
     return error;
+}
+
+static int64_t count_of(const Input *input, const int64_t *quantities) {
+    const Size *a = &input->shape[0], *b = &input->shape[1];
+    return (quantities[a->quantity] * a->times + a->plus) * (quantities[b->quantity] * b->times + b->plus);
+}
+
+/* What is wrong with the values of a constant; NULL if nothing. */
+static const char *wrong_values(const Kernel *kernel, size_t index) {
+    const Input *input = &kernel->definition->inputs[index];
+    const int64_t count = count_of(input, kernel->quantities);
+    if (input->type == FLOAT) {
+        const float *values = kernel->constants[index];
+        for (int64_t i = 0; i < count; i++)
+            if (!(values[i] >= -LARGEST && values[i] <= LARGEST)) return "holds a number that is none, or beyond 1e12";
+    } else if (input->type == INT32) { /* sums of weights */
+        const int32_t *sums = kernel->constants[index];
+        const int64_t limit = 128 * LANES * kernel->quantities[INPUTS];
+        for (int64_t i = 0; i < count; i++)
+            if (sums[i] < -limit || sums[i] > limit) return "holds a sum that no int8 weights have";
+    } else if (input->type == INT64 && index > 0) { /* outlier channels, whose factors come before them */
+        const int64_t *channels = kernel->constants[index];
+        const int64_t limit = count_of(input - 1, kernel->quantities);
+        for (int64_t i = 0; i < count; i++)
+            if (channels[i] < 0 || channels[i] >= limit) return "names a channel that is not there";
+    }
+    return NULL;
 }
 
 static void read_inputs(Run *run) {
     const Kernel *kernel = run->kernel;
-    for (size_t i = 0; !run->error && i < kernel->definition->input_count; i++) {
+    const Definition *definition = kernel->definition;
+    for (size_t i = 0; !run->error && i < MOST_INPUTS && definition->inputs[i].name; i++) {
         const Value *value = NULL;
-        if (kernel->constants[i].data) {
-            run->inputs[i] = kernel->constants[i];
-            continue;
-        }
+        run->inputs[i] = kernel->constants[i];
+        if (definition->inputs[i].is_constant) continue;
         run->error = kernel->api->KernelContext_GetInput(run->context, i, &value);
-        if (!run->error) run->error = read_tensor(kernel->api, value, &run->inputs[i]);
+        if (!run->error) run->error = read_input(kernel->api, definition, i, value, run->quantities, &run->inputs[i]);
     }
 }
 
@@ -121,42 +205,6 @@ static void check(Run *run, int holds, const char *otherwise) {
     if (!run->error && !holds) run->error = run->kernel->api->CreateStatus(FAIL, otherwise);
 }
 
-static int has_shape(const Tensor *tensor, int64_t rows, int64_t columns) {
-    return tensor->sizes[0] == rows && tensor->sizes[1] == columns;
-}
-
-/* Of the inputs (gain, shift). */
-static Normalization normalization_of(Run *run, const Tensor *inputs) {
-    const int64_t size = inputs[0].sizes[0];
-    check(run, size > 0 && size % LANES == 0, "the channels are not a multiple of 16");
-    check(run, has_shape(&inputs[0], size, 1) && has_shape(&inputs[1], size, 1), "shift and gain differ in channels");
-    return (Normalization){
-        .size = size,
-        .epsilon = run->kernel->epsilon,
-        .gain = inputs[0].data,
-        .shift = inputs[1].data,
-    };
-}
-
-/* Of the inputs (factor, outlier_channels), into the outputs from `output` on. */
-static Coding coding_of(Run *run, const Tensor *inputs, size_t output, int64_t rows, int64_t size) {
-    const int64_t outliers = inputs[1].sizes[0];
-    Coding of = {
-        .size = size,
-        .outlier_count = outliers,
-        .factor = inputs[0].data,
-        .outlier_channels = inputs[1].data,
-    };
-    check(run, size % LANES == 0, "the channels are not a multiple of 16");
-    check(run, has_shape(&inputs[0], size, 1), "the channels are not as many as factors");
-    check(run, has_shape(&inputs[1], outliers, 1), "the outlier channels are not a list");
-    for (int64_t i = 0; !run->error && i < outliers; i++)
-        check(run, of.outlier_channels[i] >= 0 && of.outlier_channels[i] < size, "no such channel");
-    of.codes = output_of(run, output, (int64_t[]){rows, size}, 2);
-    of.rest = output_of(run, output + 1, (int64_t[]){rows, OUTLIERS + outliers}, 2);
-    return of;
-}
-
 /* At the start of a line of the cache, in whole lines. */
 static void *room_of(Run *run, int64_t bytes) {
     enum { LINE = 64 };
@@ -165,83 +213,102 @@ static void *room_of(Run *run, int64_t bytes) {
     return room;
 }
 
-/* Of the inputs (codes, rest, weight, sums, scale, bias, rest_weight). Its room is the caller's to free. */
-static Product product_of(Run *run) {
-    const Tensor *codes = &run->inputs[0], *rest = &run->inputs[1], *weight = &run->inputs[2];
-    const int64_t columns = weight->sizes[0] * BLOCK;
-    check(run, codes->sizes[1] > 0 && codes->sizes[1] % LANES == 0, "the channels are not a multiple of 16");
-    check(run, weight->sizes[1] == codes->sizes[1] * BLOCK, "codes and weight differ in channels");
-    for (int i = 3; i < 6; i++)
-        check(run, has_shape(&run->inputs[i], columns, 1), "sums, scale or bias and weight differ in columns");
-    check(run, rest->sizes[0] == codes->sizes[0] && rest->sizes[1] >= OUTLIERS, "codes and rest differ in rows");
-    check(run, has_shape(&run->inputs[6], rest->sizes[1] - LOWEST, columns), "rest and its weight differ");
-    return (Product){
-        .rows = codes->sizes[0],
-        .size = codes->sizes[1],
-        .columns = columns,
-        .rest_size = rest->sizes[1],
-        .codes = codes->data,
-        .rest = rest->data,
-        .weight = weight->data,
-        .sums = run->inputs[3].data,
-        .scale = run->inputs[4].data,
-        .bias = run->inputs[5].data,
-        .rest_weight = run->inputs[6].data,
-        .room = run->kernel->arithmetic->needs_room ? room_of(run, PANEL * codes->sizes[1]) : NULL,
+/* Of the inputs (gain, shift) from `first` on. */
+static Normalization normalization_of(const Run *run, size_t first, int64_t size) {
+    return (Normalization){
+        .size = size,
+        .epsilon = run->kernel->epsilon,
+        .gain = run->inputs[first],
+        .shift = run->inputs[first + 1],
     };
+}
+
+/* Of the inputs (factor, outlier_channels) from `first` on, into the outputs from `output` on. */
+static Coding coding_of(Run *run, size_t first, size_t output, int64_t rows, int64_t size) {
+    const int64_t outliers = run->quantities[OUTLIERS_WRITTEN];
+    Coding of = {
+        .size = size,
+        .outlier_count = outliers,
+        .factor = run->inputs[first],
+        .outlier_channels = run->inputs[first + 1],
+    };
+    of.codes = output_of(run, output, (int64_t[]){rows, size}, 2);
+    of.rest = output_of(run, output + 1, (int64_t[]){rows, OUTLIERS + outliers}, 2);
+    return of;
 }
 
 enum { PRODUCT_INPUTS = 7 };
 
-static void compute_embed(Run *run) {
-    const Tensor *ids = &run->inputs[0], *words = &run->inputs[1], *places = &run->inputs[4];
-    Embed of = {
-        .texts = ids->sizes[0],
-        .tokens = ids->sizes[1],
-        .ids = ids->data,
-        .words = words->data,
-        .word_scales = run->inputs[2].data,
-        .channel_scales = run->inputs[3].data,
-        .places = places->data,
-        .normalization = normalization_of(run, &run->inputs[5]),
+/* Of the inputs (codes, rest, weight, sums, scale, bias, rest_weight). Its room is the caller's to free. */
+static Product product_of(Run *run) {
+    const int64_t size = run->quantities[INPUTS] * LANES;
+    return (Product){
+        .rows = run->quantities[ROWS],
+        .size = size,
+        .columns = run->quantities[COLUMNS] * BLOCK,
+        .rest_size = OUTLIERS + run->quantities[OUTLIERS_READ],
+        .codes = run->inputs[0],
+        .rest = run->inputs[1],
+        .weight = run->inputs[2],
+        .sums = run->inputs[3],
+        .scale = run->inputs[4],
+        .bias = run->inputs[5],
+        .rest_weight = run->inputs[6],
+        .room = run->kernel->definition->arithmetic->needs_room ? room_of(run, PANEL * size) : NULL,
     };
-    const int64_t size = of.normalization.size, rows = of.texts * of.tokens;
-    check(run, words->sizes[1] == size && places->sizes[1] == size, "tables and gain differ in channels");
-    check(run, has_shape(&run->inputs[2], words->sizes[0], 1), "there is not one scale a word");
-    check(run, has_shape(&run->inputs[3], size, 1), "there is not one scale a channel");
-    check(run, of.tokens <= places->sizes[0], "a text has more tokens than there are places");
+}
+
+static const Arithmetic *arithmetic_of(const Run *run) { return run->kernel->definition->arithmetic; }
+
+/* Whether there is something to compute: no error, and no empty batch, whose data may lie at NULL. */
+static int goes_on(const Run *run, int64_t rows) { return !run->error && rows > 0; }
+
+static void compute_embed(Run *run) {
+    const int64_t size = run->quantities[CHANNELS] * LANES;
+    Embed of = {
+        .texts = run->quantities[TEXTS],
+        .tokens = run->quantities[TOKENS],
+        .ids = run->inputs[0],
+        .words = run->inputs[1],
+        .word_scales = run->inputs[2],
+        .channel_scales = run->inputs[3],
+        .places = run->inputs[4],
+        .normalization = normalization_of(run, 5, size),
+    };
+    const int64_t rows = of.texts * of.tokens, words = run->quantities[WORDS];
+    check(run, of.tokens <= run->quantities[PLACES], "a text has more tokens than there are places");
     for (int64_t i = 0; !run->error && i < rows; i++)
-        check(run, of.ids[i] >= 0 && of.ids[i] < words->sizes[0], "a token id is not in the vocabulary");
+        check(run, of.ids[i] >= 0 && of.ids[i] < words, "a token id is not in the vocabulary");
     of.y = output_of(run, 0, (int64_t[]){rows, size}, 2);
-    of.coding = coding_of(run, &run->inputs[7], 1, rows, size);
-    if (!run->error) run->kernel->arithmetic->embed(&of);
+    of.coding = coding_of(run, 7, 1, rows, size);
+    if (goes_on(run, rows)) arithmetic_of(run)->embed(&of);
 }
 
 static void compute_linear(Run *run) {
     const Product product = product_of(run);
     float *y = output_of(run, 0, (int64_t[]){product.rows, product.columns}, 2);
-    if (!run->error) run->kernel->arithmetic->linear(&product, y);
+    if (goes_on(run, product.rows)) arithmetic_of(run)->linear(&product, y);
     free(product.room);
 }
 
 static void linear_add_normalize(Run *run, int with_codes) {
     const Product product = product_of(run);
-    const Tensor *stream = &run->inputs[PRODUCT_INPUTS], *rest = stream + 3;
     const int64_t rows = product.rows, size = product.columns;
-    AddNormalize of = {.stream = stream->data, .normalization = normalization_of(run, stream + 1)};
+    AddNormalize of = {
+        .stream = run->inputs[PRODUCT_INPUTS],
+        .normalization = normalization_of(run, PRODUCT_INPUTS + 1, size),
+    };
     Coding coding;
-    check(run, of.normalization.size == size, "product and gain differ in channels");
-    check(run, has_shape(stream, rows, size), "product and stream differ in shape");
     if (with_codes) {
         of.y = output_of(run, 0, (int64_t[]){rows, size}, 2);
-        coding = coding_of(run, rest, 1, rows, size);
+        coding = coding_of(run, PRODUCT_INPUTS + 3, 1, rows, size);
         of.coding = &coding;
     } else {
-        const int64_t *ids = rest->sizes;
-        check(run, ids[0] * ids[1] == rows, "token ids and rows differ in number");
-        of.y = output_of(run, 0, (int64_t[]){ids[0], ids[1], size}, 3);
+        const int64_t texts = run->quantities[TEXTS], tokens = run->quantities[TOKENS];
+        check(run, texts * tokens == rows, "token ids and rows differ in number");
+        of.y = output_of(run, 0, (int64_t[]){texts, tokens, size}, 3);
     }
-    if (!run->error) run->kernel->arithmetic->linear_add_normalize(&product, &of);
+    if (goes_on(run, rows)) arithmetic_of(run)->linear_add_normalize(&product, &of);
     free(product.room);
 }
 
@@ -251,38 +318,38 @@ static void compute_linear_add_normalize_quantize(Run *run) { linear_add_normali
 
 static void compute_linear_gelu_quantize(Run *run) {
     const Product product = product_of(run);
-    const Coding coding = coding_of(run, &run->inputs[PRODUCT_INPUTS], 0, product.rows, product.columns);
+    const Coding coding = coding_of(run, PRODUCT_INPUTS, 0, product.rows, product.columns);
     float *room = room_of(run, PANEL * (product.columns + LANES) * (int64_t)sizeof(float));
-    if (!run->error) run->kernel->arithmetic->linear_gelu_quantize(&product, &coding, room);
+    if (goes_on(run, product.rows)) arithmetic_of(run)->linear_gelu_quantize(&product, &coding, room);
     free(room);
     free(product.room);
 }
 
 static void compute_quantize(Run *run) {
-    const Tensor *x = &run->inputs[0];
-    const Coding coding = coding_of(run, &run->inputs[1], 0, x->sizes[0], x->sizes[1]);
-    if (!run->error) run->kernel->arithmetic->quantize(&coding, x->data, x->sizes[0]);
+    const int64_t rows = run->quantities[ROWS];
+    const Coding coding = coding_of(run, 1, 0, rows, run->quantities[CHANNELS] * LANES);
+    if (goes_on(run, rows)) arithmetic_of(run)->quantize(&coding, run->inputs[0], rows);
 }
 
 static void compute_attention_quantize(Run *run) {
-    const int64_t *qkv = run->inputs[0].sizes, *ids = run->inputs[1].sizes;
-    const int64_t heads = run->kernel->heads, channels = qkv[1] / 3;
+    const int64_t rows = run->quantities[ROWS], heads = run->kernel->heads;
+    const int64_t channels = run->quantities[CHANNELS] * LANES;
     Attention of = {
-        .texts = ids[0],
-        .tokens = ids[1],
+        .texts = run->quantities[TEXTS],
+        .tokens = run->quantities[TOKENS],
         .heads = heads,
-        .size = heads > 0 ? channels / heads : 0,
+        .size = channels / heads,
         .alpha = run->kernel->alpha * 1.44269504f, /* log2 e: exp by powers of 2 */
-        .qkv = run->inputs[0].data,
+        .qkv = run->inputs[0],
         .coding = {.size = channels},
     };
-    check(run, of.size > 0 && of.size % LANES == 0, "the channels of a head are not a multiple of 16");
-    check(run, qkv[0] == ids[0] * ids[1] && qkv[1] == 3 * heads * of.size,
-          "queries, keys and values are not of the shape (tokens, 3 channels)");
-    of.coding.codes = output_of(run, 0, (int64_t[]){qkv[0], channels}, 2);
-    of.coding.rest = output_of(run, 1, (int64_t[]){qkv[0], OUTLIERS}, 2);
+    check(run, channels % (heads * LANES) == 0, "the channels of a head are not a multiple of 16");
+    check(run, rows == of.texts * of.tokens, "token ids and rows differ in number");
+    of.coding.codes = output_of(run, 0, (int64_t[]){rows, channels}, 2);
+    of.coding.rest = output_of(run, 1, (int64_t[]){rows, OUTLIERS}, 2);
+    if (!goes_on(run, rows)) return;
     of.room = room_of(run, attention_room(of.tokens, heads, of.size));
-    if (!run->error) run->kernel->arithmetic->attend(&of);
+    if (!run->error) arithmetic_of(run)->attend(&of);
     free(of.room);
 }
 
@@ -292,13 +359,21 @@ static const char *name_of(const Operator *operator) { return definition_of(oper
 
 static const char *provider_of(const Operator *operator) { return NULL; } /* the CPU's */
 
-static int input_type(const Operator *operator, size_t index) { return definition_of(operator)->inputs[index]; }
+static int input_type(const Operator *operator, size_t index) { return definition_of(operator)->inputs[index].type; }
 
-static size_t input_count(const Operator *operator) { return definition_of(operator)->input_count; }
+static size_t input_count(const Operator *operator) {
+    size_t count = 0;
+    while (count < MOST_INPUTS && definition_of(operator)->inputs[count].name) count++;
+    return count;
+}
 
 static int output_type(const Operator *operator, size_t index) { return definition_of(operator)->outputs[index]; }
 
-static size_t output_count(const Operator *operator) { return definition_of(operator)->output_count; }
+static size_t output_count(const Operator *operator) {
+    size_t count = 0;
+    while (count < 3 && definition_of(operator)->outputs[count]) count++;
+    return count;
+}
 
 static int as_usual(const Operator *operator, size_t index) { return 0; } /* required, in the default memory */
 
@@ -350,42 +425,66 @@ static size_t best_of_this_cpu(void) {
 #endif
 }
 
-/* Those in use: the best there are, or those that KERNELS_INSTRUCTIONS names. */
-static const Instructions *in_use;
-
-/* What is wrong with the CPU or with the variable; NULL if nothing. */
-static const char *choose_instructions(void) {
+/* The place in `known` of the best there are, or of those that KERNELS_INSTRUCTIONS names. What is wrong with the CPU or
+   with the variable; NULL if nothing. */
+static const char *choose_instructions(size_t *chosen) {
     const char *wanted = getenv("KERNELS_INSTRUCTIONS");
     const size_t best = best_of_this_cpu();
+    *chosen = best;
     if (best == KNOWN) return CPU_IS_TOO_OLD;
-    if (!wanted || !*wanted) {
-        in_use = &known[best];
-        return NULL;
-    }
-    for (size_t i = 0; i < KNOWN; i++) {
-        if (strcmp(wanted, known[i].name) != 0) continue;
-        if (i < best) return "this CPU does not have the instructions that KERNELS_INSTRUCTIONS names: unset it";
-        in_use = &known[i];
-        return NULL;
+    if (!wanted || !*wanted) return NULL;
+    for (*chosen = 0; *chosen < KNOWN; ++*chosen) {
+        if (strcmp(wanted, known[*chosen].name) != 0) continue;
+        return *chosen < best ? "this CPU does not have the instructions that KERNELS_INSTRUCTIONS names: unset it"
+                              : NULL;
     }
     return "KERNELS_INSTRUCTIONS must be one of " NAMES ", or unset for the best that the CPU has";
+}
+
+static Status *read_attributes(Kernel *kernel, const KernelInfo *info) {
+    const Api *api = kernel->api;
+    const unsigned attributes = kernel->definition->attributes;
+    Status *error = NULL;
+    if (attributes & HEADS) error = api->KernelInfoGetAttribute_int64(info, "heads", &kernel->heads);
+    if (!error && attributes & HEADS && (kernel->heads < 1 || kernel->heads > MOST_INPUTS_OF_A_PRODUCT))
+        error = api->CreateStatus(FAIL, "heads is not a number of heads");
+    if (!error && attributes & ALPHA) error = api->KernelInfoGetAttribute_float(info, "alpha", &kernel->alpha);
+    if (!error && attributes & ALPHA && !(kernel->alpha >= 0 && kernel->alpha <= LARGEST))
+        error = api->CreateStatus(FAIL, "alpha is not a number from 0 to 1e12");
+    if (!error && attributes & EPSILON) error = api->KernelInfoGetAttribute_float(info, "epsilon", &kernel->epsilon);
+    if (!error && attributes & EPSILON && !(kernel->epsilon >= 0 && kernel->epsilon <= LARGEST))
+        error = api->CreateStatus(FAIL, "epsilon is not a number from 0 to 1e12");
+    return error;
+}
+
+static Status *read_constants(Kernel *kernel, const KernelInfo *info) {
+    const Api *api = kernel->api;
+    const Definition *definition = kernel->definition;
+    Status *error = NULL;
+    for (size_t i = 0; !error && i < MOST_INPUTS && definition->inputs[i].name; i++) {
+        const Input *input = &definition->inputs[i];
+        const Value *value = NULL;
+        int is_constant = 0;
+        if (!input->is_constant) continue;
+        error = api->KernelInfoGetConstantInput_tensor(info, i, &is_constant, &value);
+        if (!error && !is_constant) error = complain(api, definition, input, "is not a constant");
+        if (!error) error = read_input(api, definition, i, value, kernel->quantities, &kernel->constants[i]);
+        const char *problem = error ? NULL : wrong_values(kernel, i);
+        if (problem) error = complain(api, definition, input, problem);
+    }
+    if (!error && kernel->quantities[INPUTS] > MOST_INPUTS_OF_A_PRODUCT / LANES)
+        error = api->CreateStatus(FAIL, "a product has too many inputs for sums of 32 bits");
+    return error;
 }
 
 static Status *create(const Operator *operator, const Api *api, const KernelInfo *info, void **made) {
     Kernel *kernel = calloc(1, sizeof *kernel);
     if (!kernel) return api->CreateStatus(FAIL, "out of memory");
-    *kernel = (Kernel){.definition = definition_of(operator), .api = api, .arithmetic = in_use->arithmetic};
-    const unsigned attributes = kernel->definition->attributes;
-    Status *error = NULL;
-    if (attributes & HEADS) error = api->KernelInfoGetAttribute_int64(info, "heads", &kernel->heads);
-    if (!error && attributes & ALPHA) error = api->KernelInfoGetAttribute_float(info, "alpha", &kernel->alpha);
-    if (!error && attributes & EPSILON) error = api->KernelInfoGetAttribute_float(info, "epsilon", &kernel->epsilon);
-    for (size_t i = 0; !error && i < kernel->definition->input_count; i++) {
-        const Value *value = NULL;
-        int is_constant = 0;
-        error = api->KernelInfoGetConstantInput_tensor(info, i, &is_constant, &value);
-        if (!error && is_constant) error = read_tensor(api, value, &kernel->constants[i]);
-    }
+    kernel->definition = definition_of(operator);
+    kernel->api = api;
+    for (int i = 0; i < QUANTITIES; i++) kernel->quantities[i] = i == UNIT ? 1 : -1;
+    Status *error = read_attributes(kernel, info);
+    if (!error) error = read_constants(kernel, info);
     if (error)
         free(kernel);
     else
@@ -393,10 +492,12 @@ static Status *create(const Operator *operator, const Api *api, const KernelInfo
     return error;
 }
 
-static Status *compute(void *kernel, KernelContext *context) {
+static Status *compute(void *of, KernelContext *context) {
+    const Kernel *kernel = of;
     Run run = {.kernel = kernel, .context = context};
+    memcpy(run.quantities, kernel->quantities, sizeof run.quantities);
     read_inputs(&run);
-    if (!run.error) run.kernel->definition->compute(&run);
+    if (!run.error) kernel->definition->compute(&run);
     return run.error;
 }
 
@@ -409,55 +510,116 @@ static Status *compute(void *kernel, KernelContext *context) {
         .GetInputMemoryType = as_usual, .CreateKernelV2 = create, .KernelComputeV2 = compute,                         \
     }
 
-#define PRODUCT UINT8, FLOAT, INT8, INT32, FLOAT, FLOAT, FLOAT
-#define CODING FLOAT, INT64
+#define ONE {UNIT, 0, 1}
+#define N(quantity, times) {quantity, 0, times}
+#define AND(plus, quantity) {quantity, plus, 1}
+#define DATA 0
+#define CONSTANT 1
+
+#define OF_COLUMNS N(COLUMNS, BLOCK), ONE
+#define IDS {"ids", INT64, DATA, {N(TEXTS, 1), N(TOKENS, 1)}}
+#define PRODUCT                                                                                                       \
+    {"codes", UINT8, DATA, {N(ROWS, 1), N(INPUTS, LANES)}},                                                           \
+    {"rest", FLOAT, DATA, {N(ROWS, 1), AND(OUTLIERS, OUTLIERS_READ)}},                                                \
+    {"weight", INT8, CONSTANT, {N(COLUMNS, 1), N(INPUTS, LANES * BLOCK)}},                                            \
+    {"sums", INT32, CONSTANT, {OF_COLUMNS}},                                                                          \
+    {"scale", FLOAT, CONSTANT, {OF_COLUMNS}},                                                                         \
+    {"bias", FLOAT, CONSTANT, {OF_COLUMNS}},                                                                          \
+    {"rest_weight", FLOAT, CONSTANT, {AND(OUTLIERS - LOWEST, OUTLIERS_READ), N(COLUMNS, BLOCK)}}
+#define NORMALIZATION(quantity, times)                                                                                \
+    {"gain", FLOAT, CONSTANT, {N(quantity, times), ONE}}, {"shift", FLOAT, CONSTANT, {N(quantity, times), ONE}}
+#define CODING(quantity, times)                                                                                       \
+    {"factor", FLOAT, CONSTANT, {N(quantity, times), ONE}},                                                           \
+    {"outlier_channels", INT64, CONSTANT, {N(OUTLIERS_WRITTEN, 1), ONE}}
 
 static const Definition definitions[] = {
     {
-        OPERATOR, "Embed", 9, 3, {INT64, INT8, FLOAT, FLOAT, FLOAT, FLOAT, FLOAT, CODING}, {FLOAT, UINT8, FLOAT},
-        EPSILON, compute_embed,
+        OPERATOR, "Embed", compute_embed, NULL, EPSILON, {FLOAT, UINT8, FLOAT},
+        {
+            IDS,
+            {"words", INT8, CONSTANT, {N(WORDS, 1), N(CHANNELS, LANES)}},
+            {"word_scales", FLOAT, CONSTANT, {N(WORDS, 1), ONE}},
+            {"channel_scales", FLOAT, CONSTANT, {N(CHANNELS, LANES), ONE}},
+            {"places", FLOAT, CONSTANT, {N(PLACES, 1), N(CHANNELS, LANES)}},
+            NORMALIZATION(CHANNELS, LANES),
+            CODING(CHANNELS, LANES),
+        },
     },
     {
-        OPERATOR, "AttentionQuantize", 2, 2, {FLOAT, INT64}, {UINT8, FLOAT},
-        HEADS | ALPHA, compute_attention_quantize,
+        OPERATOR, "AttentionQuantize", compute_attention_quantize, NULL, HEADS | ALPHA, {UINT8, FLOAT},
+        {{"qkv", FLOAT, DATA, {N(ROWS, 1), N(CHANNELS, 3 * LANES)}}, IDS},
     },
     {
-        OPERATOR, "Linear", 7, 1, {PRODUCT}, {FLOAT},
-        0, compute_linear,
+        OPERATOR, "Linear", compute_linear, NULL, 0, {FLOAT},
+        {PRODUCT},
     },
     {
-        OPERATOR, "LinearAddNormalize", 11, 1, {PRODUCT, FLOAT, FLOAT, FLOAT, INT64}, {FLOAT},
-        EPSILON, compute_linear_add_normalize,
+        OPERATOR, "LinearAddNormalize", compute_linear_add_normalize, NULL, EPSILON, {FLOAT},
+        {PRODUCT, {"stream", FLOAT, DATA, {N(ROWS, 1), N(COLUMNS, BLOCK)}}, NORMALIZATION(COLUMNS, BLOCK), IDS},
     },
     {
-        OPERATOR, "LinearAddNormalizeQuantize", 12, 3, {PRODUCT, FLOAT, FLOAT, FLOAT, CODING}, {FLOAT, UINT8, FLOAT},
-        EPSILON, compute_linear_add_normalize_quantize,
+        OPERATOR, "LinearAddNormalizeQuantize", compute_linear_add_normalize_quantize, NULL, EPSILON,
+        {FLOAT, UINT8, FLOAT},
+        {
+            PRODUCT,
+            {"stream", FLOAT, DATA, {N(ROWS, 1), N(COLUMNS, BLOCK)}},
+            NORMALIZATION(COLUMNS, BLOCK),
+            CODING(COLUMNS, BLOCK),
+        },
     },
     {
-        OPERATOR, "LinearGeluQuantize", 9, 2, {PRODUCT, CODING}, {UINT8, FLOAT},
-        0, compute_linear_gelu_quantize,
+        OPERATOR, "LinearGeluQuantize", compute_linear_gelu_quantize, NULL, 0, {UINT8, FLOAT},
+        {PRODUCT, CODING(COLUMNS, BLOCK)},
     },
     {
-        OPERATOR, "Quantize", 3, 2, {FLOAT, CODING}, {UINT8, FLOAT},
-        0, compute_quantize,
+        OPERATOR, "Quantize", compute_quantize, NULL, 0, {UINT8, FLOAT},
+        {{"x", FLOAT, DATA, {N(ROWS, 1), N(CHANNELS, LANES)}}, CODING(CHANNELS, LANES)},
     },
 };
 /* clang-format on */
+enum { DEFINITIONS = sizeof definitions / sizeof *definitions };
+
+/* The operators as they use some instructions: of all sessions, and never released, since they may outlive one another.
+   */
+typedef struct Library {
+    Domain *domain;
+    Definition definitions[DEFINITIONS];
+} Library;
+
+/* By place in `known`. Threads may ask at once: the first to be done is taken. */
+static Library *libraries[KNOWN];
+
+static Status *library_of(const Api *api, size_t instructions, Library **library) {
+    *library = __atomic_load_n(&libraries[instructions], __ATOMIC_ACQUIRE);
+    if (*library) return NULL;
+    Library *made = malloc(sizeof *made), *first = NULL;
+    if (!made) return api->CreateStatus(FAIL, "out of memory");
+    memcpy(made->definitions, definitions, sizeof definitions);
+    made->domain = NULL;
+    Status *error = api->CreateCustomOpDomain("lambda.embeddings", &made->domain);
+    for (size_t i = 0; !error && i < DEFINITIONS; i++) {
+        made->definitions[i].arithmetic = known[instructions].arithmetic;
+        error = api->CustomOpDomain_Add(made->domain, &made->definitions[i].operator);
+    }
+    if (!error &&
+        __atomic_compare_exchange_n(&libraries[instructions], &first, made, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+        *library = made;
+        return NULL;
+    }
+    if (made->domain) api->ReleaseCustomOpDomain(made->domain);
+    free(made);
+    *library = first;
+    return error;
+}
 
 /* What onnxruntime calls in a library of operators. The options tell which instructions are in use. */
 EXPORT Status *RegisterCustomOps(SessionOptions *options, const ApiBase *base) {
-    static Domain *domain; /* of all sessions, and never released: they may outlive one another */
     const Api *api = base->GetApi(16);
-    const char *wrong = choose_instructions();
+    size_t instructions;
+    const char *wrong = choose_instructions(&instructions);
     if (wrong) return api->CreateStatus(FAIL, wrong);
-    if (!domain) {
-        Domain *made = NULL;
-        Status *error = api->CreateCustomOpDomain("lambda.embeddings", &made);
-        for (size_t i = 0; !error && i < sizeof definitions / sizeof *definitions; i++)
-            error = api->CustomOpDomain_Add(made, &definitions[i].operator);
-        if (error) return error;
-        domain = made;
-    }
-    Status *error = api->AddSessionConfigEntry(options, "kernels.instructions", in_use->name);
-    return error ? error : api->AddCustomOpDomain(options, domain);
+    Library *library;
+    Status *error = library_of(api, instructions, &library);
+    if (!error) error = api->AddSessionConfigEntry(options, "kernels.instructions", known[instructions].name);
+    return error ? error : api->AddCustomOpDomain(options, library->domain);
 }

@@ -38,6 +38,9 @@ static INLINE Floats smaller(Floats a, Floats b) { return __builtin_elementwise_
 
 static INLINE Floats fma(Floats a, Floats b, Floats c) { return __builtin_elementwise_fma(a, b, c); }
 
+/* What is none, or beyond LARGEST, becomes none. */
+static INLINE float number(float x) { return x >= -LARGEST && x <= LARGEST ? x : __builtin_nanf(""); }
+
 static INLINE float sum_of_lanes(Floats v) {
     Half h = __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7) +
              __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15);
