@@ -67,7 +67,7 @@ lint: .venv/test ## Check style and types
 
 sanitize: $(SANITIZED) $(MODEL) ## Run the operators' tests under AddressSanitizer and UBSan (needs clang 19)
 	TEST_OPERATORS=$(SANITIZED) ASAN_OPTIONS=detect_leaks=0 \
-	LD_PRELOAD=$$($(CLANG) -print-file-name=libclang_rt.asan-$(MACHINE).so) $(BIN)/python -m pytest tests/test_kernels.py
+	LD_PRELOAD=$$($(CLANG) -print-file-name=libclang_rt.asan-$(MACHINE).so) $(BIN)/python -m pytest tests/test_kernels.py tests/test_model_fuzz.py
 
 $(SANITIZED): .venv/test $(wildcard kernels/*.c kernels/*.h)
 	mkdir -p $(@D)
