@@ -22,12 +22,17 @@ PACKAGES: tuple[str, ...] = tuple(
     tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["dependencies"]
 )
 """What is deployed, with versions: `numpy==...`."""
-QUANTIZE_NAMES = ("ml_dtypes", "mpmath", "onnx", "packaging", "protobuf", "sympy", "typing_extensions")
-QUANTIZE_PACKAGES = tuple(
-    line for line in (ROOT / "constraints.txt").read_text("utf-8").split() if line.split("==")[0] in QUANTIZE_NAMES
+FURTHER_NAMES = (
+    *("ml_dtypes", "mpmath", "onnx", "packaging", "protobuf", "sympy", "typing_extensions"),
+    *("iniconfig", "pluggy", "pygments", "pytest"),
 )
-"""What `python -m quantize` needs beside them."""
-VERSIONS = hashlib.sha256("\n".join([*PACKAGES, *QUANTIZE_PACKAGES]).encode()).hexdigest()[:16]
+FURTHER_PACKAGES = tuple(
+    line
+    for line in (ROOT / "constraints.txt").read_text("utf-8").split()
+    if line.split("==")[0].lower() in FURTHER_NAMES
+)
+"""What `python -m quantize` and the operators' tests need beside them."""
+VERSIONS = hashlib.sha256("\n".join([*PACKAGES, *FURTHER_PACKAGES]).encode()).hexdigest()[:16]
 ARM64 = ROOT / "build" / "portability" / f"arm64-{VERSIONS}"
 """Root of the arm64 system. Other versions of the packages make another folder."""
 
@@ -124,7 +129,7 @@ def prepare() -> None:
         root = workdir / "root"
         for package in download_debian_packages(workdir):
             run(["dpkg", "-x", str(package), str(root)])
-        run([*PIP_INSTALL, "--target", str(root / "site-packages"), *PACKAGES, *QUANTIZE_PACKAGES])
+        run([*PIP_INSTALL, "--target", str(root / "site-packages"), *PACKAGES, *FURTHER_PACKAGES])
         (root / "graviton2" / "cpu").mkdir(parents=True)
         for file in ("possible", "present"):
             (root / "graviton2" / "cpu" / file).write_text(CPU_LIST)

@@ -6,7 +6,6 @@
 import contextlib
 import math
 from collections.abc import Callable, Sequence, Set
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,6 @@ from onnx import helper, numpy_helper
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
 import kernels
-from benchmarks.instructions import OF_THIS_CPU
-from handler.embedder import Embedder
 from quantize.assemble import DOMAIN, product_constants
 from quantize.rounding import LARGEST_CODE
 from tests import reference
@@ -25,6 +22,18 @@ from tests.reference import EPSILON, Arrays
 
 HALF_A_CODE = 0.5 + 2e-3
 """How far a code may be from the exact number that it rounds: 0.002 codes for float32."""
+
+
+@pytest.fixture(params=["vnni", "avx512", "avx2", "neon"])
+def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each of those that the CPU has."""
+    chosen: str = request.param
+    monkeypatch.setenv("KERNELS_INSTRUCTIONS", chosen)
+    try:
+        kernels.register(onnxruntime.SessionOptions())
+    except kernels.OperatorsError as error:
+        pytest.skip(str(error))
+    return chosen
 
 
 DATA = {"ids", "input", "input_rest", "stream", "x", "qkv"}
@@ -258,16 +267,13 @@ HEADS = ((16, 2), (32, 12), (48, 3), (64, 2), (128, 1))
 """Channels, and how many: one register of AVX-512, what is compiled for itself, and more."""
 
 
-@pytest.mark.parametrize("instructions", OF_THIS_CPU)
+@pytest.mark.usefixtures("instructions")
 @pytest.mark.parametrize(
     ("texts", "tokens", "heads", "size"),
     [(1, tokens, 2, 32) for tokens in TOKENS]
     + [(3, tokens, heads, size) for size, heads in HEADS for tokens in (7, 40)],
 )
-def test_attention(
-    instructions: str, texts: int, tokens: int, heads: int, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("KERNELS_INSTRUCTIONS", instructions)
+def test_attention(texts: int, tokens: int, heads: int, size: int) -> None:
     inputs = attention_inputs(texts, tokens, heads, size, spread=2)
     alpha = 1 / math.sqrt(size)
     query, key, value = parts(inputs, texts, heads)
@@ -345,14 +351,11 @@ def inputs_of_type(kind: type, constant: bool) -> list[tuple[str, str]]:
     ]
 
 
-@pytest.mark.parametrize("instructions", OF_THIS_CPU)
 @pytest.mark.parametrize("bad", BAD_NUMBERS)
 @pytest.mark.parametrize(("operator", "name"), inputs_of_type(np.floating, constant=False))
-def test_a_row_that_holds_what_is_no_number_is_none(
-    operator: str, name: str, bad: float, instructions: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("instructions")
+def test_a_row_that_holds_what_is_no_number_is_none(operator: str, name: str, bad: float) -> None:
     """It must not come out as a vector, wherever in the row it lies, and no other row may change."""
-    monkeypatch.setenv("KERNELS_INSTRUCTIONS", instructions)
     made, outputs, attributes = EXAMPLES[operator]
     good = rows_by_output(run(operator, made(), outputs, **attributes), outputs)
     row = 47  # the last of a panel of rows, and in the third text
@@ -484,16 +487,3 @@ def test_a_product_of_more_inputs_than_its_sums_hold_is_refused() -> None:
 def test_a_missing_attribute_is_named() -> None:
     with pytest.raises(Exception, match="heads"):
         run("AttentionQuantize", attention_inputs(1, 2, 2, 32), ["codes", "rest"], alpha=1.0)
-
-
-@pytest.mark.parametrize("instructions", OF_THIS_CPU)
-def test_all_instructions_give_the_same_vectors(
-    instructions: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What emulators do not know, AVX-512 without VNNI, and AVX2 as it runs without them."""
-    texts = ["a", "Older instructions give the same.", "word " * 60]
-    wanted = Embedder.load(model_folder).embed(texts).vectors
-    monkeypatch.setenv("KERNELS_INSTRUCTIONS", instructions)
-    embedder = Embedder.load(model_folder)
-    assert embedder.instructions == instructions
-    np.testing.assert_array_equal(embedder.embed(texts).vectors, wanted)

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import kernels
@@ -20,6 +21,7 @@ from kernels import LIBRARY, VERSION, library
 from kernels.__main__ import CompileError, compile_operators
 from quantize import QuantizationError
 from quantize.session import open_session
+from tests.servers import ROOT
 
 
 @pytest.mark.parametrize("version", [VERSION - 1, VERSION + 1])
@@ -59,6 +61,19 @@ def test_unknown_instructions_are_named(wanted: str, model_folder: Path, monkeyp
     names = "vnni, avx512, avx2" if os.uname().machine == "x86_64" else "neon"
     with pytest.raises(ArtifactError, match=rf"KERNELS_INSTRUCTIONS must be one of {names}, or unset for the best"):
         Embedder.load(model_folder)
+
+
+@pytest.mark.parametrize("instructions", OF_THIS_CPU)
+def test_all_instructions_give_the_same_vectors(
+    instructions: str, model_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What emulators do not know, AVX-512 without VNNI, and AVX2 as it runs without them."""
+    texts = ["a", "Older instructions give the same.", "word " * 60]
+    wanted = Embedder.load(model_folder).embed(texts).vectors
+    monkeypatch.setenv("KERNELS_INSTRUCTIONS", instructions)
+    embedder = Embedder.load(model_folder)
+    assert embedder.instructions == instructions
+    np.testing.assert_array_equal(embedder.embed(texts).vectors, wanted)
 
 
 def test_no_name_is_the_best_there_is(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,3 +168,39 @@ def test_a_package_without_operators_is_refused(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(ExportError, match=r"linux-aarch64.so is missing: compile it with: make operators"):
         package(tmp_path / "function", architecture="arm64")
     assert not (tmp_path / "function").exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the program that lets memory fail is of glibc")
+def test_memory_that_cannot_be_had_is_an_error_each_time(model_folder: Path, tmp_path: Path) -> None:
+    preloaded = tmp_path / "failing_memory.so"
+    source = ROOT / "tests" / "programs" / "failing_memory.c"
+    compiler = [sys.executable, "-m", "ziglang", "cc", "-shared", "-fPIC", "-O1"]
+    subprocess.run([*compiler, "-o", str(preloaded), str(source)], check=True)
+    ran = subprocess.run(
+        [sys.executable, "-m", "tests.programs.failing_memory", str(model_folder)],
+        env={**os.environ, "LD_PRELOAD": str(preloaded)},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    *failures, last = ran.stdout.splitlines()
+    assert last == f"same {len(failures)}"
+    assert len(failures) >= 1 + 31 + 6 * 2  # the library, a kernel a node, and room for attention and Gelu a layer
+    assert [line for line in failures if "out of memory" not in line] == []
+
+
+def test_a_process_that_is_forked_after_a_request_embeds_as_its_parent_does(model_folder: Path) -> None:
+    embedder = Embedder.load(model_folder, threads=2)
+    texts = ["before", "after " * 200]
+    wanted = embedder.embed(texts).vectors
+    child = os.fork()
+    if child == 0:  # no exception may lead out of here: two would run the tests that follow
+        status = 1
+        try:
+            status = 0 if (embedder.embed(texts).vectors == wanted).all() else 2
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    np.testing.assert_array_equal(embedder.embed(texts).vectors, wanted)

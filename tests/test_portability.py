@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import re
 import subprocess
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from benchmarks.emulation import CPUS, command, missing
+from benchmarks.emulation import CPUS, ROOT, command, missing
 from export.texts import EXTREME, VERIFICATION_TEXTS
 from handler.artifact import open_artifact
 from handler.embedder import Embedder
@@ -218,3 +219,14 @@ def test_emulated_programs_run_on_the_cpu_they_are_meant_for(
     results: Callable[[str], Results], cpu: str, machine: str
 ) -> None:
     assert results(cpu)["machine"] == machine
+
+
+def test_operators_pass_their_tests_on_graviton2() -> None:
+    """Those of what comes in wrong, and of attention, whose arithmetic each instruction set has for itself."""
+    if reason := missing("graviton2"):
+        pytest.skip(f"graviton2: {reason}")
+    tests = ["tests/test_kernels.py", "-k", "no_number or no_rows or overflows or refused or test_attention"]
+    arguments, environment = command("graviton2", ["-m", "pytest", "--noconftest", "-p", "no:cacheprovider", *tests])
+    ran = subprocess.run(arguments, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stdout[-5000:]
+    assert re.search(r"[1-9]\d+ passed", ran.stdout)
