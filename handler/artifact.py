@@ -1,7 +1,7 @@
 """The artifact folder: its layout and its manifest, one schema for writer and reader.
 
     <model folder>/current              name of the version in use, one line
-    <model folder>/<version>/           never changed once written
+    <model folder>/<version>/           never changed once written; only damaged files are replaced, each at once
         manifest.json  tokenizer.json  vocab.txt  model.onnx  model_int8.onnx  model_int8.onnx_data
 
 `current` is a file and not a link, so that it survives zip archives and S3, and so that a reader that has
@@ -29,6 +29,8 @@ MODEL_FILES = {"fp32": "model.onnx", "int8": "model_int8.onnx"}
 WEIGHTS_SUFFIX = "_data"
 """What the name of a file of weights has after the name of the ONNX file that maps it, if there is one."""
 POOLINGS = ("mean", "cls")
+MAX_NAME = 255
+"""Characters of the longest name that file systems take."""
 
 REBUILD = "build and verify it again with: python -m export"
 """The remedy for a damaged artifact."""
@@ -155,11 +157,14 @@ class Artifact(NamedTuple):
     def check_digests(self) -> None:
         """Read every file and compare its SHA-256 with the manifest.
 
-        Raises ArtifactCorruptError for the first file that differs.
+        Raises ArtifactCorruptError for the first file that differs or cannot be read.
         """
         for name, entry in self.manifest.files.items():
             path = join(self.folder, name)
-            found = sha256(path)
+            try:
+                found = sha256(path)
+            except OSError as error:
+                raise ArtifactCorruptError(f"cannot read {path}: {error.strerror}: {REBUILD}") from error
             if found != entry.sha256:
                 raise ArtifactCorruptError(f"{path} has SHA-256 {found}, the manifest says {entry.sha256}: {REBUILD}")
 
@@ -180,16 +185,22 @@ def open_artifact(folder: str | os.PathLike[str]) -> Artifact:
     """
     path = os.fspath(folder)
     if os.path.isfile(join(path, MANIFEST)):
-        manifest = _read_manifest(path)
-    else:
-        version = current_version(path)
-        path = join(path, version)
-        manifest = _read_manifest(path)
-        if manifest.version != version:
-            raise ArtifactCorruptError(f"{join(path, MANIFEST)} is of another version, {manifest.version}: {REBUILD}")
+        return open_version(path)
+    version = current_version(path)
+    return open_version(join(path, version), version)
+
+
+def open_version(folder: str, version: str | None = None) -> Artifact:
+    """Open the folder of a version, and check manifest and file sizes; its name too, if that is known.
+
+    Raises ArtifactNotFoundError or ArtifactCorruptError.
+    """
+    manifest = _read_manifest(folder)
+    if version not in (None, manifest.version):
+        raise ArtifactCorruptError(f"{join(folder, MANIFEST)} is of another version, {manifest.version}: {REBUILD}")
     for name, entry in manifest.files.items():
-        _check_size(join(path, name), entry.size)
-    return Artifact(path, manifest)
+        _check_size(join(folder, name), entry.size)
+    return Artifact(folder, manifest)
 
 
 def current_version(model_folder: str) -> str:
@@ -199,8 +210,7 @@ def current_version(model_folder: str) -> str:
     """
     path = join(model_folder, CURRENT)
     try:
-        with open(path, encoding="utf-8") as file:
-            name = file.read().strip()
+        name = _read(path).decode().strip()
     except (FileNotFoundError, NotADirectoryError):
         parent = os.path.dirname(model_folder.rstrip(os.sep)) or os.curdir
         raise ArtifactNotFoundError(
@@ -217,18 +227,27 @@ def current_version(model_folder: str) -> str:
 def _read_manifest(folder: str) -> Manifest:
     path = join(folder, MANIFEST)
     try:
-        with open(path, "rb") as file:
-            data = orjson.loads(file.read())
+        data = orjson.loads(_read(path))
     except (FileNotFoundError, NotADirectoryError):
         raise ArtifactNotFoundError(f"{path} does not exist: {REBUILD}") from None
     except OSError as error:
-        raise ArtifactCorruptError(f"cannot read {path}: {error}") from error
+        raise ArtifactCorruptError(f"cannot read {path}: {error.strerror}: {REBUILD}") from error
     except orjson.JSONDecodeError as error:
         raise ArtifactCorruptError(f"{path} is not JSON ({error}): {REBUILD}") from error
     try:
         return parse_manifest(data)
     except ValueError as error:
         raise ArtifactCorruptError(f"{path}: {error}: {REBUILD}") from error
+
+
+def _read(path: str) -> bytes:
+    with open(path, "rb", opener=_open_at_once) as file:
+        return file.read() or b""
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """A pipe that is in a file's place is empty, and must not keep the reader waiting."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # which Windows does not have
 
 
 def _check_size(path: str, size: int) -> None:
@@ -329,6 +348,12 @@ def _check_files(manifest: Manifest) -> None:
     for name in (TOKENIZER,) if manifest.wordpiece is None else (TOKENIZER, VOCABULARY):
         if name not in manifest.files:
             raise ValueError(f"files has no {name}")
+    lower = {name.lower(): name for name in manifest.files}
+    if MANIFEST in lower:
+        raise ValueError(f"files.{lower[MANIFEST]} is the manifest itself")
+    for name in manifest.files:
+        if lower[name.lower()] != name:
+            raise ValueError(f"files.{name} and files.{lower[name.lower()]} differ in case alone")
 
 
 def _check_entry(name: str, entry: FileEntry) -> None:
@@ -343,11 +368,23 @@ def _check_entry(name: str, entry: FileEntry) -> None:
 
 
 def is_name(text: str) -> bool:
-    """Letters, digits, and inside also dots, dashes and underscores, of ASCII: safe as a file name everywhere."""
-    return text[:1].isalnum() and text.isascii() and text.translate(_INSIDE_NAMES).isalnum()
+    """Letters, digits, and after the first also dots, dashes and underscores, of ASCII: safe as a file name everywhere.
+
+    So there is no dot at the end, and neither `current` nor a device of Windows, such as NUL or com1.txt, is a name.
+    """
+    return (
+        text[:1].isalnum()
+        and text[-1] != "."
+        and len(text) <= MAX_NAME
+        and text.isascii()
+        and text.translate(_INSIDE_NAMES).isalnum()
+        and (lower := text.lower()) != CURRENT
+        and lower.partition(".")[0] not in _DEVICES
+    )
 
 
 _INSIDE_NAMES = str.maketrans("._-", "000")
+_DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(10))}
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """The artifact folder is checked wholly before use, and every way to be wrong has its own message."""
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from handler.artifact import (
     ArtifactCorruptError,
     ArtifactError,
     ArtifactNotFoundError,
+    is_name,
     open_artifact,
     parse_manifest,
 )
@@ -50,6 +52,7 @@ def set_path(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 
 DELETED = object()
+ENTRY = {"size": 1, "sha256": "0" * 64, "crc32": 0}
 WRONG = [
     ("format_version", 2, "format_version is 2, this reader knows 5"),
     ("format_version", DELETED, "format_version is None"),
@@ -63,6 +66,7 @@ WRONG = [
     ("pooling", "max", "manifest.pooling is 'max', not one of mean, cls"),
     ("version", "../../etc", "is not a file name"),
     ("version", "", "is not a file name"),
+    ("version", "current", "manifest.version 'current' is not a file name"),
     ("precisions", {}, "manifest.precisions is empty"),
     ("precisions", [], r"manifest.precisions is \[\], not of type"),
     ("precisions/int8", None, "precisions.int8 is None, not an object"),
@@ -77,7 +81,12 @@ WRONG = [
     ("files/tokenizer.json/sha256", "ABC", "files.tokenizer.json.sha256 is 'ABC'"),
     ("files/tokenizer.json/crc32", -1, "files.tokenizer.json.crc32 is -1, not a CRC-32"),
     ("files/tokenizer.json/crc32", 1 << 32, "files.tokenizer.json.crc32 is 4294967296"),
-    ("files/..%2Fpasswd", {"size": 1, "sha256": "0" * 64, "crc32": 0}, "is not a plain file name"),
+    ("files/..%2Fpasswd", ENTRY, "is not a plain file name"),
+    ("files/manifest.json", ENTRY, "files.manifest.json is the manifest itself"),
+    ("files/Manifest.JSON", ENTRY, "files.Manifest.JSON is the manifest itself"),
+    ("files/current", ENTRY, "files.current is not a plain file name"),
+    ("files/nul.onnx", ENTRY, "files.nul.onnx is not a plain file name"),
+    ("files/MODEL.onnx", ENTRY, "files.model.onnx and files.MODEL.onnx differ in case alone"),
     ("max_tokens", 257, "crc32 is .*, its fields have .*: one of them was changed"),
     ("crc32", DELETED, "crc32 is None"),
     ("files/model.onnx", 3, "files.model.onnx is 3, not an object"),
@@ -108,12 +117,53 @@ def test_version_folder_can_be_opened_itself(model_folder: Path) -> None:
     assert open_artifact(version) == open_artifact(model_folder)
 
 
+@pytest.mark.parametrize(
+    "text", ["v1", "7", "c9745ed1-fd7a8eee", "all-MiniLM-L6-v2", "v1_", "current2", "v.current", "com10", "a" * 255]
+)
+def test_a_name_is_one(text: str) -> None:
+    assert is_name(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "",
+            ".",
+            "..",
+            ".v1",
+            "-v1",
+            "_v1",
+            "v1.",
+            "v/1",
+            "v\\1",
+            "v 1",
+            "v1 ",
+            "v1\n",
+            "vé",
+            "v:1",
+            "v\0",
+            "a" * 256,
+        ),
+        *("current", "Current", "CURRENT", "con", "NUL", "Aux.txt", "prn.tar.gz", "COM0", "com1", "lpt9.onnx"),
+    ],
+)
+def test_what_some_system_cannot_have_or_reserves_is_no_name(text: str) -> None:
+    assert not is_name(text)
+
+
 DAMAGE: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "current names nothing": (lambda m, v: (m / "current").write_text("gone\n"), "gone/manifest.json does not exist"),
     "current is empty": (lambda m, v: (m / "current").write_text(""), "holds '', not a version's name"),
+    "current is reserved": (lambda m, v: (m / "current").write_text("NUL\n"), "holds 'NUL', not a version's name"),
+    "current names itself": (lambda m, v: (m / "current").write_text("current\n"), "holds 'current', not"),
+    "current is a pipe": (lambda m, v: replace_by_pipe(m / "current"), "holds '', not a version's name"),
+    "current is a folder": (lambda m, v: (m / "current").unlink() or (m / "current").mkdir(), "cannot read .*current"),
     "current leaves the folder": (lambda m, v: (m / "current").write_text("../x"), "not a version's name"),
     "current is binary": (lambda m, v: (m / "current").write_bytes(b"\xff\xfe"), "cannot read"),
     "manifest missing": (lambda m, v: (v / MANIFEST).unlink(), "manifest.json does not exist"),
+    "manifest is a pipe": (lambda m, v: replace_by_pipe(v / MANIFEST), "manifest.json is not JSON"),
+    "manifest is a folder": (lambda m, v: (v / MANIFEST).unlink() or (v / MANIFEST).mkdir(), "cannot read .*manifest"),
     "manifest empty": (lambda m, v: (v / MANIFEST).write_bytes(b""), "is not JSON"),
     "manifest cut": (lambda m, v: (v / MANIFEST).write_bytes((v / MANIFEST).read_bytes()[:-30]), "is not JSON"),
     "manifest of another version": (
@@ -129,6 +179,12 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "weights overwritten": (lambda m, v: scramble(v / "model_int8.onnx_data"), "model_int8.onnx_data is damaged"),
     "vocabulary overwritten": (lambda m, v: scramble(v / "vocab.txt"), "vocab.txt is damaged: it has CRC-32"),
 }
+
+
+def replace_by_pipe(path: Path) -> None:
+    """Whoever opens it to read waits for a writer."""
+    path.unlink()
+    os.mkfifo(path)
 
 
 def truncate(path: Path) -> None:
@@ -148,6 +204,16 @@ def test_damage_is_named(name: str, copy_model: Callable[[str], Path]) -> None:
     with pytest.raises(ArtifactError, match=message) as caught:
         Embedder.load(model)
     assert "python -m export" in str(caught.value)
+
+
+def test_a_model_folder_in_the_place_of_a_version_is_none(copy_model: Callable[[str], Path]) -> None:
+    model = copy_model("v1")
+    model.rename(model.with_name("v1"))
+    model.mkdir()
+    model.with_name("v1").rename(model / "v1")
+    (model / "current").write_text("v1\n")
+    with pytest.raises(ArtifactNotFoundError, match=f"{model}/v1/manifest.json does not exist"):
+        open_artifact(model)
 
 
 def test_digests_find_one_flipped_bit(copy_model: Callable[[str], Path]) -> None:
