@@ -22,13 +22,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from handler.artifact import MANIFEST, ArtifactError, ArtifactNotFoundError, is_name
+from handler.artifact import CURRENT, MANIFEST, ArtifactError, ArtifactNotFoundError, is_name
 from loader import store
 from loader.bucket import AGAIN, Bucket
 from loader.errors import (
     ConfigurationError,
     InvalidRequestError,
     LoaderError,
+    ObjectCorruptError,
     StorageError,
     StorageFullError,
     VersionCorruptError,
@@ -43,7 +44,8 @@ KEEP_VERSIONS = 3
 
 A running environment has mapped the files of the version that it started with, maybe hours ago. NFS, unlike a local
 disk, does not keep deleted files for those who have them open: the next read of a page that is not in memory fails
-(ESTALE), which ends the process with SIGBUS. So old versions are kept for as long as environments may live.
+(ESTALE), which ends the process with SIGBUS. So old versions are kept for as long as environments may live, and with
+them what `load` has replaced in them because it was damaged.
 """
 
 
@@ -107,17 +109,22 @@ def load(request: Request, settings: Settings) -> dict[str, Any]:
     manifest, manifest_bytes = bucket.manifest(request.model, request.version)
     with store.staging(folder, LOCK_SECONDS) as workdir:
         previous = store.current_of(folder)
+        store.make_way(folder, request.version)
         built = workdir / "version"
         if copied := not store.is_intact(folder / request.version):
             built.mkdir()
             for name, entry in manifest.files.items():
-                bucket.copy(f"{request.model}/{request.version}/{name}", built / name, entry)
+                if not store.take_over(folder / request.version / name, built / name, entry):
+                    bucket.copy(f"{request.model}/{request.version}/{name}", built / name, entry)
             (built / MANIFEST).write_bytes(manifest_bytes)
-            store.install(built, folder, request.version)
+            try:
+                store.install(built, folder, request.version)
+            except ArtifactError as error:
+                raise ObjectCorruptError(f"version {request.version} cannot be opened: {error}: {AGAIN}") from error
         else:
             store.switch_current(folder, request.version)
-        # Environments that run have the previous version, however old it is.
-        removed = store.prune(folder, settings.keep, protected=previous)
+        # Environments that run have the previous version, however old it is: where none is known it may be any of them.
+        removed, _ = store.prune(folder, settings.keep, protected=previous) if previous else ([], [])
     size = sum(entry.size for entry in manifest.files.values())
     return {"version": request.version, "previous": previous, "copied": copied, "size": size, "removed": removed}
 
@@ -161,13 +168,14 @@ def list_versions(request: Request, settings: Settings) -> dict[str, Any]:
 
 
 def prune(request: Request, settings: Settings) -> dict[str, Any]:
-    """Remove versions, and what killed copies left."""
+    """Remove versions, and what killed copies left; `problems` tells what could not be removed."""
     folder = settings.models / request.model
     if not folder.is_dir():
-        return {"removed": [], "leftovers": 0}
+        return {"removed": [], "leftovers": 0, "problems": []}
     with store.locked(folder, LOCK_SECONDS):
-        leftovers = store.remove_leftovers(folder)
-        return {"removed": store.prune(folder, request.keep), "leftovers": leftovers}
+        leftovers, stuck = store.remove_leftovers(folder)
+        removed, kept = store.prune(folder, request.keep)
+    return {"removed": removed, "leftovers": leftovers, "problems": [*stuck, *kept]}
 
 
 ACTIONS: Mapping[str, Callable[[Request, Settings], dict[str, Any]]] = {
@@ -198,7 +206,10 @@ def _parse(event: Any) -> Request:
     for name in ("model", "version"):
         value = event.get(name, "none")
         if not isinstance(value, str) or not is_name(value):  # which keeps paths out
-            raise InvalidRequestError(f"{name} is {_short(value)}: letters, digits, and inside also . - _ make a name")
+            raise InvalidRequestError(
+                f"{name} is {_short(value)}: letters, digits, and inside also . - _ make a name, "
+                f"but not {CURRENT} or what Windows reserves, such as NUL"
+            )
     keep = event.get("keep", 0)
     if type(keep) is not int or keep < 0:
         raise InvalidRequestError(f"keep is {_short(keep)}, not a whole number from 0")
@@ -224,7 +235,7 @@ def _storage_errors(models: Path) -> Iterator[None]:
     except LoaderError:
         raise
     except OSError as error:
-        where = error.filename or models
+        where = error.filename2 or error.filename or models
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StorageFullError(
                 f"{models} is full ({error.strerror}), the version in use is untouched: make room with the action "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,20 +59,26 @@ class Bucket:
         return manifest, content
 
     def copy(self, key: str, target: Path, entry: FileEntry) -> None:
-        """Write an object to a file, piece by piece, and check size and SHA-256 on the way."""
+        """Write an object to a file, piece by piece, and check its size and both checksums on the way."""
         with self._errors(key):
             response = self._client.get_object(Bucket=self._name, Key=key)
             size = response["ContentLength"]
             if size != entry.size:
                 raise ObjectCorruptError(f"{self._url(key)} has {size} bytes, the manifest says {entry.size}: {AGAIN}")
             digest = hashlib.sha256()
+            checksum = 0
             with target.open("wb") as file:
                 for chunk in response["Body"].iter_chunks(CHUNK_BYTES):
                     file.write(chunk)
                     digest.update(chunk)
+                    checksum = zlib.crc32(chunk, checksum)
         if digest.hexdigest() != entry.sha256:
             raise ObjectCorruptError(
                 f"{self._url(key)} has SHA-256 {digest.hexdigest()}, the manifest says {entry.sha256}: {AGAIN}"
+            )
+        if checksum != entry.crc32:
+            raise ObjectCorruptError(
+                f"{self._url(key)} has CRC-32 {checksum:08x}, the manifest says {entry.crc32:08x}: {AGAIN}"
             )
 
     def _url(self, key: str) -> str:

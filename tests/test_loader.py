@@ -7,13 +7,14 @@ import json
 import os
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,83 @@ def test_load_replaces_a_damaged_version(bucket: Any, efs: Path) -> None:
     assert versions_of(efs) == ["v1"]
 
 
+@pytest.mark.parametrize("current", ["v1", "v2"])
+def test_load_replaces_the_damaged_files_alone(bucket: Any, efs: Path, current: str) -> None:
+    """Running environments have mapped the others, of whatever version: NFS keeps no file without a name."""
+    load("v1")
+    load(current)
+    folder = efs / MODEL_NAME / "v1"
+    damaged = folder / MODEL_FILES["int8"]
+    damaged.write_bytes(b"damaged")
+    before = {path.name: path.stat().st_ino for path in folder.iterdir()}
+    with damaged.open("rb") as served:
+        assert load("v1")["copied"] is True
+        assert os.fstat(served.fileno()).st_nlink == 1
+        assert served.read() == b"damaged"
+    after = {path.name: path.stat().st_ino for path in folder.iterdir() if path.name in before}
+    assert [name for name in before if before[name] != after[name]] == [damaged.name]
+    assert (in_use(efs), versions_of(efs)) == ("v1", sorted({"v1", current}))
+    load("v2")
+    assert call("prune", keep=0)["removed"] == ["v1"], "with what it kept"
+
+
+def test_load_copies_what_cannot_be_read_and_list_tells_it(bucket: Any, efs: Path) -> None:
+    """Root reads what it likes, unless it is started without the capabilities for that."""
+    prefix = []
+    if os.geteuid() == 0:
+        if not shutil.which("setpriv"):
+            pytest.skip("root reads all files, and setpriv, which takes that from it, is missing")
+        prefix = ["setpriv", "--bounding-set=-dac_override,-dac_read_search", "--"]
+    code = """
+import json, sys
+from loader import app
+for event in sys.argv[1:]:
+    try:
+        result = app.lambda_handler(json.loads(event), None)
+    except Exception as error:
+        result = [type(error).__name__, str(error)]
+    print(json.dumps(result))
+"""
+
+    def run(*events: tuple[str, dict[str, object]]) -> list[Any]:
+        arguments = [json.dumps({"action": action, "model": MODEL_NAME, **fields}) for action, fields in events]
+        command = [*prefix, sys.executable, "-c", code, *arguments]
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        return [json.loads(line) for line in ran.stdout.splitlines()][1::2]  # between them are those of the log
+
+    load("v1")
+    load("v2")
+    folder = efs / MODEL_NAME
+    for path in (folder / "v1" / TOKENIZER, folder / "v1" / MANIFEST, folder / "v1"):
+        path.chmod(0)
+        listed, used, loaded = run(("list", {}), ("use", {"version": "v1"}), ("load", {"version": "v1"}))
+        problems = {each["version"]: each["problem"] for each in listed["versions"]}
+        assert (listed["current"], problems["v2"]) == ("v2", None)
+        assert f"cannot read {folder / 'v1'}" in problems["v1"]
+        assert "Permission denied" in problems["v1"]
+        assert used[0] == "VersionCorruptError"
+        assert f"cannot read {folder / 'v1'}" in used[1]
+        if path.name == "v1":  # there is nothing to be written in it
+            path.chmod(0o755)
+            assert loaded[0] == "StorageError"
+            assert str(path) in loaded[1]
+        else:
+            assert loaded["copied"] is True
+            assert in_use(efs) == "v1"
+            load("v2")
+    (folder / "current").chmod(0)
+    folder.chmod(0)
+    (unreadable,) = run(("list", {}))
+    folder.chmod(0o755)
+    assert unreadable[0] == "StorageError"
+    assert unreadable[1].startswith(f"cannot read {folder}: Permission denied")
+    listed, pruned, loaded = run(("list", {}), ("prune", {"keep": 0}), ("load", {"version": "v1"}))
+    assert (listed["current"], len(listed["versions"])) == (None, 2)
+    assert (pruned[0], loaded["removed"]) == ("StorageError", [])
+    assert f"cannot read {folder / 'current'}" in pruned[1]
+    assert in_use(efs) == "v1"
+
+
 def test_load_keeps_the_newest_and_the_one_that_was_in_use(
     bucket: Any, efs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -160,11 +238,151 @@ def test_prune_never_removes_the_version_in_use(bucket: Any, efs: Path) -> None:
     call("use", version="v1")
     (efs / MODEL_NAME / ".staging-7").mkdir()
     (efs / MODEL_NAME / ".staging-7" / "half").write_bytes(b"half")
-    assert call("prune", keep=1) == {"removed": ["v2"], "leftovers": 1}
-    assert call("prune", keep=0) == {"removed": ["v3"], "leftovers": 0}
+    assert call("prune", keep=1) == {"removed": ["v2"], "leftovers": 1, "problems": []}
+    assert call("prune", keep=0) == {"removed": ["v3"], "leftovers": 0, "problems": []}
     assert (in_use(efs), versions_of(efs)) == ("v1", ["v1"])
     assert app.lambda_handler({"action": "prune", "model": "other", "keep": 0}, None)["removed"] == []
     assert not (efs / "other").exists()
+
+
+def test_nothing_is_removed_while_the_version_in_use_is_unknown(
+    bucket: Any, efs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KEEP_VERSIONS", "0")
+    load("v1")
+    current = efs / MODEL_NAME / "current"
+    current.write_bytes(b"\xff")
+    with pytest.raises(errors.StorageError, match=r"current: .* no version is removed while the one in use is unknown"):
+        call("prune", keep=0)
+    assert load("v2") | {"size": 0} == {"version": "v2", "previous": None, "copied": True, "size": 0, "removed": []}
+    assert versions_of(efs) == ["v1", "v2"]
+    assert load("v3")["removed"] == ["v1"]
+
+
+STRAYS: dict[str, Callable[[Path], object]] = {
+    "a symbolic link": lambda path: path.symlink_to("v2"),
+    "a dangling link": lambda path: path.symlink_to("nowhere"),
+    "a plain file": Path.touch,
+    "a pipe": os.mkfifo,
+    "a socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),
+    "a folder": lambda path: (path.mkdir(), (path / "note").touch()),
+    "an unreadable folder": lambda path: (path.mkdir(), (path / "note").touch(), path.chmod(0)),
+}
+
+
+@pytest.mark.parametrize("kind", STRAYS)
+def test_strays_jam_nothing(kind: str, bucket: Any, efs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is named as our leftovers are goes, all else stays, and what links lead to stays in any case."""
+    monkeypatch.setenv("KEEP_VERSIONS", "0")
+    load("v1")
+    load("v2")
+    folder = efs / MODEL_NAME
+    ours, foreign = (
+        (".staging-note", ".staging-1", ".staging-current"),
+        ("v0", "notes.txt", ".note", ".current.partial"),
+    )
+
+    def put_strays() -> None:
+        for name in (*ours, *foreign):
+            if not os.path.lexists(folder / name):
+                STRAYS[kind](folder / name)
+
+    put_strays()
+    assert call("prune", keep=0) == {"removed": ["v1"], "leftovers": 3, "problems": []}
+    put_strays()
+    assert load("v3")["removed"] == []
+    put_strays()
+    assert call("use", version="v2")["previous"] == "v3"
+    listed = [each["version"] for each in call("list")["versions"] if each["intact"]]
+    assert (call("list")["current"], listed) == ("v2", ["v3", "v2"])
+    assert load("v1")["removed"] == ["v3"]
+    left = {*foreign, ".lock", "current", "v1", "v2"}
+    assert {path.name for path in folder.iterdir()} == left
+    assert store.is_intact(folder / "v2")
+    with pytest.raises(errors.LoaderError):
+        call("use", version="v0")
+    assert in_use(efs) == "v1"
+    if kind.endswith("folder"):
+        assert (folder / "v0" / "note").exists()
+
+
+@pytest.mark.parametrize("kind", STRAYS)
+def test_what_is_in_the_way_is_named(kind: str, bucket: Any, efs: Path) -> None:
+    load("v2")
+    folder = efs / MODEL_NAME
+    found = {"a dangling link": "a symbolic link", "an unreadable folder": "a folder"}.get(kind, kind)
+    if found != "a folder":
+        STRAYS[kind](folder / "v3")
+        with pytest.raises(errors.StorageError, match=f"/v3 is in the way: it is {found}, not a folder: move it"):
+            load("v3")
+        (folder / "v3").unlink()
+    (folder / ".lock").unlink()
+    if kind != "a plain file":
+        STRAYS[kind](folder / ".lock")
+        for action, fields in (("load", {"version": "v3"}), ("use", {"version": "v2"}), ("prune", {"keep": 0})):
+            with pytest.raises(
+                errors.StorageError, match=rf"/\.lock is in the way: it is {found}, not a file: move it"
+            ):
+                call(action, **fields)
+        assert [each["intact"] for each in call("list")["versions"]] == [True]
+        (folder / ".lock").rename(efs / "aside")
+    (folder / "current").unlink()
+    STRAYS[kind](folder / "current")
+    assert call("list")["current"] is None
+    if found == "a folder":
+        for action, fields in (("load", {"version": "v3"}), ("use", {"version": "v2"})):
+            with pytest.raises(
+                errors.StorageError, match=f"/current is in the way: it is {found}, not a file: move it"
+            ):
+                call(action, **fields)
+        (folder / "current").rename(efs / "current")
+    load("v3")
+    assert (in_use(efs), sorted(path.name for path in folder.iterdir())) == ("v3", [".lock", "current", "v2", "v3"])
+    folder.rename(efs / "elsewhere")
+    if found != "a folder":
+        STRAYS[kind](folder)
+        with pytest.raises(errors.StorageError, match=f"{folder} is in the way: it is {found}, not a folder: move it"):
+            load("v1")
+        assert call("list") == {"current": None, "versions": []}
+        assert call("prune", keep=0)["removed"] == []
+
+
+def test_a_lock_that_is_a_link_leaves_its_target_as_it_was(bucket: Any, efs: Path) -> None:
+    load("v1")
+    for name in (".lock", ".current.partial"):
+        (efs / MODEL_NAME / name).unlink(missing_ok=True)
+        (efs / MODEL_NAME / name).symlink_to(f"v1/{TOKENIZER}")
+    with pytest.raises(errors.StorageError, match=r"/\.lock is in the way: it is a symbolic link"):
+        call("use", version="v1")
+    (efs / MODEL_NAME / ".lock").unlink()
+    call("use", version="v1")
+    assert (in_use(efs), versions_of(efs)) == ("v1", ["v1"])
+
+
+def test_what_cannot_be_removed_stops_nothing_else(bucket: Any, efs: Path) -> None:
+    """File systems that are mounted in the model folder, on what looks like ours."""
+    for version in ("v1", "v2", "v3", "v4"):
+        load(version)
+    folder = efs / MODEL_NAME
+    mounts = [folder / name for name in ("v1/inner", "v2", ".staging-1", ".staging-2/inner")]
+    with ExitStack() as stack:
+        for path in mounts:
+            path.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(mounted(path, "size=1m"))
+            (path / "note").touch()
+            (path / MANIFEST).touch()
+        (folder / ".staging-9").mkdir()
+        for removed in (["v3"], []):
+            result = call("prune", keep=0)
+            assert (result["removed"], result["leftovers"]) == (removed, len(removed))
+            assert len(result["problems"]) == 4
+            for path, problem in zip(sorted(mounts), sorted(result["problems"]), strict=True):
+                assert problem.startswith(f"cannot remove {folder / path.relative_to(folder).parts[0]}: "), problem
+                assert problem.endswith("a file system is mounted there")
+        assert all((path / "note").exists() for path in mounts)
+        load("v3")
+        assert in_use(efs) == "v3"
+        assert store.is_intact(folder / "v1"), "it was removed in part"
 
 
 def test_use_goes_back_and_forth(bucket: Any, efs: Path) -> None:
@@ -212,6 +430,15 @@ def test_list_tells_what_is_there(bucket: Any, efs: Path) -> None:
         ({"action": "list", "model": ""}, "model is ''"),
         ({"action": "load", "model": MODEL_NAME, "version": ".."}, r"version is '\.\.'"),
         ({"action": "use", "model": MODEL_NAME, "version": "v1/../v2"}, "version is 'v1/../v2'"),
+        (
+            {"action": "load", "model": MODEL_NAME, "version": "current"},
+            "version is 'current'.* but not current or what",
+        ),
+        ({"action": "use", "model": MODEL_NAME, "version": "CURRENT"}, "version is 'CURRENT'"),
+        ({"action": "load", "model": MODEL_NAME, "version": "nul"}, "version is 'nul'"),
+        ({"action": "load", "model": MODEL_NAME, "version": "v1."}, r"version is 'v1\.'"),
+        ({"action": "load", "model": MODEL_NAME, "version": ".v1"}, r"version is '\.v1'"),
+        ({"action": "load", "model": "CON", "version": "v1"}, "model is 'CON'"),
         ({"action": "use", "model": MODEL_NAME, "version": 1}, "version is 1"),
         ({"action": "prune", "model": MODEL_NAME, "keep": -1}, "keep is -1"),
         ({"action": "prune", "model": MODEL_NAME, "keep": True}, "keep is True"),
@@ -232,6 +459,14 @@ def change_manifest(content: bytes, change: Callable[[dict[str, Any]], None]) ->
     data.pop(CHECKSUM)
     change(data)
     return orjson.dumps({**data, CHECKSUM: zlib.crc32(orjson.dumps(data))})
+
+
+def list_manifest(data: dict[str, Any]) -> None:
+    data["files"][MANIFEST] = data["files"][TOKENIZER]
+
+
+def wrong_crc32(data: dict[str, Any]) -> None:
+    data["files"][TOKENIZER]["crc32"] ^= 1
 
 
 def escape(data: dict[str, Any]) -> None:
@@ -266,6 +501,18 @@ def test_objects_that_are_wrong_change_nothing(bucket: Any, efs: Path) -> None:
             change_manifest(manifest, escape),
             errors.ObjectCorruptError,
             "escaped is not a plain file name",
+        ),
+        (
+            manifest_key,
+            change_manifest(manifest, list_manifest),
+            errors.ObjectCorruptError,
+            r"files\.manifest\.json is the manifest itself",
+        ),
+        (
+            manifest_key,
+            change_manifest(manifest, wrong_crc32),
+            errors.ObjectCorruptError,
+            r"tokenizer\.json has CRC-32 .*, the manifest says",
         ),
         (
             manifest_key,
@@ -352,17 +599,50 @@ def test_many_loads_at_once_take_turns(bucket: Any, efs: Path, small: tuple[Path
     assert in_use(efs) in small[1][:4]
 
 
-def test_killed_at_any_step_a_reader_finds_a_whole_version(bucket: Any, efs: Path) -> None:
-    """kill -9 before the first, second, ... operation on the file system, until one run gets through."""
+def kill_at_each_step(efs: Path, version: str, means: str) -> list[dict[str, Any]]:
+    """What a reader finds before and after each load that was killed, and after one more."""
+    if means == "strace" and not shutil.which("strace"):
+        pytest.skip("strace is missing, install it with: apt-get install strace")
+    command = [sys.executable, "-m", "tests.programs.kill_loader", str(efs), MODEL_NAME, version, means]
+    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if "Operation not permitted" in ran.stderr and not ran.stdout:
+        pytest.skip("strace may not trace other processes here")
+    assert ran.returncode == 0, ran.stderr
+    lines = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert {line["status"] for line in lines} == {-signal.SIGKILL, 0}
+    assert len([line for line in lines if line["status"]]) > 10
+    for line in lines:
+        assert (line["again"], line["then"]["version"], line["then"]["problem"]) == (0, version, None), line
+        assert line["leftovers"] == 0, line
+    return lines
+
+
+@pytest.mark.parametrize("means", ["audit", "strace"])
+def test_killed_at_any_step_a_reader_finds_a_whole_version(bucket: Any, efs: Path, means: str) -> None:
+    """kill -9 before the first, second, ... operation on the file system."""
     load("v1")
-    command = [sys.executable, "-m", "tests.programs.kill_loader", str(efs), MODEL_NAME, "v2"]
-    ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    seen = [line.split() for line in ran.stdout.splitlines() if line[0].isdigit()]
-    assert len(seen) > 10
-    assert {status for _, status, _ in seen[:-1]} == {str(-signal.SIGKILL)}
-    assert seen[-1][1:] == ["0", "v2"]
-    assert seen[0][2] == "v1"
-    assert (in_use(efs), versions_of(efs)) == ("v2", ["v1", "v2"])
+    lines = kill_at_each_step(efs, "v2", means)
+    for line in lines:
+        assert line["after"]["problem"] is None, line
+        assert line["status"] != 0 or line["after"]["version"] == "v2"
+    assert {line["after"]["version"] for line in lines if line["status"]} == {"v1", "v2"}
+
+
+def test_killed_while_it_mends_no_file_is_missing_or_was_touched_needlessly(bucket: Any, efs: Path) -> None:
+    load("v1")
+    damaged = [TOKENIZER, MODEL_FILES["int8"]]
+    for name in damaged:
+        (efs / MODEL_NAME / "v1" / name).write_bytes(b"damaged")
+    for line in kill_at_each_step(efs, "v1", "strace" if shutil.which("strace") else "audit"):
+        before, after, then = (line[when]["files"] for when in ("before", "after", "then"))
+        for files in (after, then):
+            assert set(before) <= set(files), line
+            for name in set(before) - set(damaged):
+                assert before[name] == files[name], line
+        for name in damaged:
+            assert before[name] in after.values(), "the damaged file has no name any more"
+            assert before[name] in then.values()
+            assert before[name] != then[name]
 
 
 def test_a_full_file_system_is_named_and_stays_as_it_was(bucket: Any, efs: Path) -> None:
@@ -376,6 +656,53 @@ def test_a_full_file_system_is_named_and_stays_as_it_was(bucket: Any, efs: Path)
         assert (in_use(efs), versions_of(efs)) == ("v1", ["v1"])
         assert shutil.disk_usage(efs).used == before
         assert call("list")["current"] == "v1"
+
+
+@pytest.mark.parametrize("limit", ["size", "nr_inodes"])
+def test_a_file_system_that_is_full_at_any_moment_loses_nothing(bucket: Any, efs: Path, limit: str) -> None:
+    """With room for ever more bytes, or for ever more files."""
+    needed = sum(FILES.values())
+    rooms = [*range(0, needed, needed // 6), *range(needed, needed + 65_536, 8192)] if limit == "size" else range(10)
+    with mounted(efs, "size=12m"):
+        load("v1")
+        found = os.statvfs(efs)
+        used = (found.f_blocks - found.f_bfree) * found.f_frsize if limit == "size" else found.f_files - found.f_ffree
+        fits = []
+        for room in rooms:
+            subprocess.run(["mount", "-o", f"remount,{limit}={used + room}", efs], check=True)
+            try:
+                load("v2")
+            except errors.StorageFullError:
+                fits.append(False)
+                assert in_use(efs) == "v1"
+                assert versions_of(efs) in (["v1"], ["v1", "v2"]), "the last that needs room is the new `current`"
+            else:
+                fits.append(True)
+                assert (in_use(efs), versions_of(efs)) == ("v2", ["v1", "v2"])
+                (efs / MODEL_NAME / "current").write_text("v1\n")
+            assert call("prune", keep=0)["leftovers"] == 0
+            now = os.statvfs(efs)
+            assert [now.f_blocks - now.f_bfree, now.f_files - now.f_ffree] == [
+                found.f_blocks - found.f_bfree,
+                found.f_files - found.f_ffree,
+            ]
+    assert fits == sorted(fits)
+    assert set(fits) == {False, True}
+
+
+def test_a_damaged_version_on_a_full_file_system_keeps_its_files(bucket: Any, efs: Path) -> None:
+    with mounted(efs, "size=5m"):
+        load("v1")
+        path = efs / MODEL_NAME / "v1" / (MODEL_FILES["int8"] + "_data")
+        path.write_bytes(bytes(path.stat().st_size))
+        before = {each.name: each.stat().st_ino for each in path.parent.iterdir()}
+        with pytest.raises(errors.StorageFullError):
+            load("v1")
+        assert {each.name: each.stat().st_ino for each in path.parent.iterdir()} == before
+        assert call("list")["versions"][0]["intact"] is False
+        subprocess.run(["mount", "-o", "remount,size=12m", efs], check=True)
+        assert load("v1")["copied"] is True
+        assert versions_of(efs) == ["v1"]
 
 
 def test_a_file_system_that_cannot_be_written_to_is_named(bucket: Any, efs: Path) -> None:

@@ -1,16 +1,18 @@
 """Versions appear whole or not at all."""
 
+import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 
 from handler.artifact import MANIFEST, ArtifactError, open_artifact
 from loader import store
-from loader.errors import BusyError
+from loader.errors import BusyError, StorageError
 from tests.conftest import ROOT
 
 CopyModel = Callable[[str], Path]
@@ -70,6 +72,81 @@ def test_a_damaged_version_is_replaced(model: Path, built: Path) -> None:
     with store.staging(model) as workdir:
         assert store.install(stage(built, workdir), model, "v2") is True
     open_artifact(model).check_digests()
+
+
+def test_only_the_damaged_files_of_a_version_are_replaced(model: Path, built: Path) -> None:
+    """Running environments may have mapped any of them: NFS keeps no file that has lost its last name."""
+    with store.staging(model) as workdir:
+        store.install(stage(built, workdir), model, "v2")
+    for path in built.iterdir():  # the installed files are links to these
+        content = path.read_bytes()
+        path.unlink()
+        path.write_bytes(content)
+    damaged = model / "v2" / "model.onnx"
+    damaged.write_bytes(b"damaged")
+    with ExitStack() as stack:
+        served = {path.name: stack.enter_context(path.open("rb")) for path in (model / "v2").iterdir()}
+        with store.staging(model) as workdir:
+            assert store.install(stage(built, workdir), model, "v2") is True
+        store.open_version(model, "v2")
+        for name, file in served.items():
+            assert os.fstat(file.fileno()).st_nlink > 0, name
+            assert os.path.samestat(os.fstat(file.fileno()), (model / "v2" / name).stat()) is (name != "model.onnx")
+        assert served["model.onnx"].read() == b"damaged"
+    store.switch_current(model, "v1")
+    assert store.prune(model, 0) == (["v2"], [])
+
+
+@pytest.mark.parametrize("name", ["model.onnx", MANIFEST])
+@pytest.mark.parametrize("damage", ["missing", "a folder", "a link to nowhere", "a pipe"])
+def test_whatever_is_in_the_place_of_a_file_is_replaced(model: Path, built: Path, name: str, damage: str) -> None:
+    with store.staging(model) as workdir:
+        store.install(stage(built, workdir), model, "v2")
+    path = model / "v2" / name
+    path.unlink()
+    if damage == "a folder":
+        path.mkdir()
+        (path / "note").touch()
+    elif damage == "a link to nowhere":
+        path.symlink_to(model / "nowhere")
+    elif damage == "a pipe":
+        os.mkfifo(path)
+    with store.staging(model) as workdir:
+        assert store.install(stage(built, workdir), model, "v2") is True
+    store.open_version(model, "v2")
+    assert not (model / "nowhere").exists()
+
+
+@pytest.mark.parametrize("damage", ["a file is cut", "a file is missing", "of another version", "no manifest"])
+def test_what_cannot_be_opened_is_never_switched_to(model: Path, built: Path, damage: str) -> None:
+    with store.staging(model) as workdir:
+        staged = stage(built, workdir)
+        if damage == "a file is cut":
+            (staged / "model.onnx").unlink()
+            (staged / "model.onnx").write_bytes(b"cut")
+        elif damage != "of another version":
+            (staged / ("model.onnx" if damage == "a file is missing" else MANIFEST)).unlink()
+        with pytest.raises(ArtifactError):
+            store.install(staged, model, "v3" if damage == "of another version" else "v2")
+    assert open_artifact(model).manifest.version == "v1"
+    assert sorted(path.name for path in model.iterdir()) == [".lock", "current", "v1"]
+
+
+def test_a_model_folder_in_the_place_of_a_version_is_not_intact(model: Path) -> None:
+    model.rename(model.with_name("v1"))
+    model.mkdir()
+    model.with_name("v1").rename(model / "v1")
+    assert not store.is_intact(model / "v1")
+    assert open_artifact(model / "v1" / "v1").manifest.version == "v1"
+
+
+def test_a_twin_of_a_version_is_refused(model: Path, built: Path) -> None:
+    (model / "v1").rename(model / "V2")
+    with store.staging(model) as workdir:
+        staged = stage(built, workdir)
+        with pytest.raises(StorageError, match="/V2 is in the way: its name differs from v2 in case alone"):
+            store.install(staged, model, "v2")
+    assert sorted(path.name for path in model.iterdir()) == [".lock", "V2", "current"]
 
 
 def test_killed_at_any_step_a_reader_finds_a_whole_version(model: Path, built: Path) -> None:

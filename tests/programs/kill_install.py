@@ -15,7 +15,7 @@ built, model_folder, remaining = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.a
 
 def count(event: str, arguments: tuple[object, ...]) -> None:
     global remaining
-    if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir"):
+    if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.link"):
         remaining -= 1
         if remaining == 0:
             os.kill(os.getpid(), signal.SIGKILL)
