@@ -37,7 +37,9 @@ from export.manifest import file_entry
 from handler.artifact import MANIFEST, TOKENIZER, ArtifactError, Manifest, open_artifact, parse_manifest
 from handler.embedder import Embedder
 from handler.pace import Pace
+from loader import app as loader
 from loader import store
+from loader.errors import VersionCorruptError
 from tests.conftest import MODEL_NAME
 from tests.servers import ROOT, Answer, Local
 from tests.test_log import lines_of
@@ -430,6 +432,36 @@ def test_an_unreadable_disk_is_503_until_it_reads_again(
     check_error(local.send("/embed", REQUEST), 503, "model_unavailable", path, "Input/output error")
     faults.write_text("")
     check_vector(local.send("/embed", REQUEST), int8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unreadable_file_is_not_intact_and_is_replaced(
+    failing_model: tuple[Path, Path],
+    model: Path,
+    model_folder: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    int8: Embedder,
+) -> None:
+    """For the loader and for what ends an export."""
+    cache, faults = failing_model
+    folder = cache / MODEL_NAME
+    install(model_folder, folder, "v2")
+    monkeypatch.setenv("MODEL_CACHE_DIR", str(cache))
+    faults.write_text(f"{(model / 'v1' / name).stat().st_ino} 0 {1 << 30}\n")
+    problem = f"cannot read {folder}/v1/{name}: Input/output error"
+    listed = loader.lambda_handler({"action": "list", "model": MODEL_NAME}, None)
+    problems = {each["version"]: each["problem"] for each in listed["versions"]}
+    assert problems["v1"].startswith(problem)
+    assert problems["v2"] is None
+    with pytest.raises(VersionCorruptError, match=problem):
+        loader.lambda_handler({"action": "use", "model": MODEL_NAME, "version": "v1"}, None)
+    assert open_artifact(folder).manifest.version == "v2"
+    intact = {path.name: path.stat().st_ino for path in (model / "v1").iterdir() if path.name != name}
+    install(model_folder, folder, "v1")
+    np.testing.assert_array_equal(Embedder.load(folder).embed([TEXT]).vectors, int8.embed([TEXT]).vectors)
+    assert store.current_of(folder) == "v1"
+    assert intact.items() <= {path.name: path.stat().st_ino for path in (model / "v1").iterdir()}.items()
 
 
 def test_weights_that_cannot_be_read_any_more_end_the_process_and_no_other(
