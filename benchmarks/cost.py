@@ -40,6 +40,11 @@ INSTANCE_VCPUS = 2
 ZEN_5 = {"avx512_vnni", "avx_vnni"}
 """What no AMD processor before it has together."""
 
+PUBLISHED: Mapping[str, str] = {
+    "published_l4_billion_tokens": "published: gte-modernbert-base on an L4 GPU",
+    "published_a10g_billion_tokens": "published: bge-small on 50 A10G GPUs",
+}
+
 SHORT_WORDS = 6
 """Words of the short text, one token each; the model adds two."""
 
@@ -235,8 +240,12 @@ def _hours(result: Result) -> Figures:
         managed += PRICES["lambda_request_million"] / 1e6 * requests / tokens * 1e9
         rate = INSTANCE_VCPUS * tokens / taken
         rows.append([f"{name}: {title}", f"{hour:.4f}", f"{rate:,.0f}", f"{bulk:.2f}", f"{managed:.2f}"])
+    if rows:
+        rows += [[title, "", "", f"{PRICES[name]:.2f}", ""] for name, title in PUBLISHED.items()]
     return Figures(
-        "Cost in dollars, us-east-1, on machines that are paid by the hour, kept busy, with as many processes as vCPUs",
+        "Cost in dollars, us-east-1, on machines that are paid by the hour, kept busy, with as many processes as "
+        "vCPUs, beside two published costs on GPUs, of models that do more a token (benchmarks/prices.json has the "
+        "sources)",
         ["", "$/hour", "tokens/s", "$/billion tokens, EC2 on demand", "$/billion tokens, Lambda Managed Instances"],
         rows,
     )

@@ -150,10 +150,9 @@ class _Assembly:
         self._writer.node_of_outputs("AttentionQuantize", inputs, outputs, DOMAIN, **attributes)
 
     def _activation(self, node: NodeProto) -> None:
-        output, group = node.output[0], self._reader[node.output[0]]
+        output = node.output[0]
         if len(node.input) != 1 or node.input[0] not in self._linear:
             raise QuantizationError(f"{output} is made by {node.op_type} of more than one linear layer's output")
-        check_channels(output, len(group.weight))
         source = self._linear[node.input[0]]
         if node.op_type == "Gelu":
             kind, inputs = "LinearGeluQuantize", self._product(source)
