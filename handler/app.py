@@ -19,6 +19,9 @@ from handler.settings import ConfigurationError, Surroundings
 RESERVED_SECONDS = 0.25
 """Of the function's time, kept for writing the answer."""
 
+EXITS = (KeyboardInterrupt, SystemExit)
+"""What ends the process and is no fault."""
+
 _surroundings = Surroundings.from_environment()
 
 
@@ -33,14 +36,20 @@ def lambda_handler(event: Any, context: Any) -> Any:
     if not events.is_http(event):
         return _invoke(event, record, deadline)
     headers: dict[str, str] = {}
-    error = None
+    error: BaseException | None = None
+    head = False
     try:
         request = events.read(event)
+        head = request.method == "HEAD"
         headers = _cors_headers(request.origin)
         answer = _route(request, record)(request, record, deadline)
-    except Exception as caught:  # noqa: BLE001  whatever it is, the client gets an answer and the log the traceback
+    except EXITS:
+        raise
+    except BaseException as caught:  # noqa: BLE001  whatever it is, the client gets an answer and the log the traceback
         error = caught
         answer = _error_answer(error, record.request_id)
+    if head:
+        answer = answer._replace(body=b"")
     headers["x-request-id"] = record.request_id
     if record.truncated:
         headers["x-truncated-texts"] = str(record.truncated)
@@ -54,10 +63,15 @@ def _invoke(event: Any, record: Record, deadline: float | None) -> Any:
     record.route = "invoke"
     try:
         body = service.embed(api.parse(event), record, deadline)
-    except Exception as error:
+    except EXITS:
+        raise
+    except BaseException as error:
         _log_incident(error, record.request_id)
         record.write(status_of(error).status, error)
-        raise
+        if isinstance(error, Exception):
+            raise
+        # A panic of the tokenizer, for one: the runtime would not report it, but end.
+        raise RuntimeError(f"{type(error).__name__}: {error}") from error
     # Through the JSON writer and back: Python floats that print as the same short decimals as over HTTP.
     result = orjson.loads(body)
     record.end_phase("write")
@@ -139,12 +153,10 @@ def _route(request: HttpRequest, record: Record) -> Route:
     if found is None:
         raise MethodNotAllowedError(f"{path} does not answer {api.shorten(request.method)}: send {allow}", allow)
     record.route = f"{request.method} {path}"
-    if request.method == "HEAD":
-        return lambda *arguments: found(*arguments)._replace(body=b"")
     return found
 
 
-def _error_answer(error: Exception, request_id: str) -> Answer:
+def _error_answer(error: BaseException, request_id: str) -> Answer:
     _log_incident(error, request_id)
     status = status_of(error)
     headers = {}
@@ -155,7 +167,7 @@ def _error_answer(error: Exception, request_id: str) -> Answer:
     return Answer(log.to_json(describe(error, request_id)), status.status, headers=headers)
 
 
-def _log_incident(error: Exception, request_id: str) -> None:
+def _log_incident(error: BaseException, request_id: str) -> None:
     if status_of(error).status == 500:
         log.incident(request_id, error)
 
@@ -192,8 +204,13 @@ def _deadline(context: Any) -> float | None:
 
 
 # Lambda gives the init phase a full CPU whatever the memory size, so the model is loaded there. An artifact that
-# cannot be read yet is no reason to fail the environment: requests answer 503 until it can.
+# cannot be read yet is no reason to fail the environment: requests answer 503 until it can. Nor is any other fault,
+# which would leave HTTP without an answer in JSON.
 try:
     service.loaded_embedder()
 except (ArtifactError, ConfigurationError) as error:
     log.write_line({"level": "ERROR", "message": f"model not loaded: {error}"})
+except EXITS:
+    raise
+except BaseException as error:  # noqa: BLE001  every request tries again
+    log.incident("", error)

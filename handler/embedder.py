@@ -132,9 +132,9 @@ class Embedder:
             # Before the weights are mapped: what cannot be read there ends the process.
             check.finish()
             session = load_session(artifact, precision)
-        except ArtifactError:
+        except (ArtifactError, KeyboardInterrupt, SystemExit):
             raise
-        except Exception as error:  # both libraries raise plain Exceptions for any unreadable file
+        except BaseException as error:  # for any unreadable file: both libraries plain Exceptions, and Rust's panics
             check.finish()
             raise ArtifactCorruptError(f"cannot load {artifact.folder}: {error}: {REBUILD}") from error
         embedder = cls(artifact.manifest, precision, tokenizer, session, threads)
@@ -370,12 +370,12 @@ def _by(deadline: float, work: Callable[[threading.Event], Tokens]) -> Tokens:
     Raises what `work` raises, TooManyTokensError if it has not ended at `deadline`; then the event is set.
     """
     late = threading.Event()
-    results: list[Tokens | Exception] = []
+    results: list[Tokens | BaseException] = []
 
     def run() -> None:
         try:
             results.append(work(late))
-        except Exception as error:  # noqa: BLE001  raised again below
+        except BaseException as error:  # noqa: BLE001  raised again below
             results.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
@@ -387,7 +387,7 @@ def _by(deadline: float, work: Callable[[threading.Event], Tokens]) -> Tokens:
             "the texts cannot even be split into tokens in the time that the function has: send fewer or shorter "
             "texts, or raise the function's timeout or memory"
         )
-    if isinstance(results[0], Exception):
+    if isinstance(results[0], BaseException):
         raise results[0]
     return results[0]
 

@@ -67,7 +67,7 @@ class Status(NamedTuple):
     """Seconds after which to try again, where that can help."""
 
 
-STATUS: Mapping[type[Exception], Status] = {
+STATUS: Mapping[type[BaseException], Status] = {
     InvalidRequestError: Status(400, "invalid_request_error", "invalid_request"),
     TextTooLongError: Status(400, "invalid_request_error", "text_too_long"),
     ModelNotFoundError: Status(404, "invalid_request_error", "model_not_found"),
@@ -79,23 +79,23 @@ STATUS: Mapping[type[Exception], Status] = {
     ArtifactError: Status(503, "server_error", "model_unavailable", retry_after=5),
     ConfigurationError: Status(503, "server_error", "misconfigured", retry_after=60),
     DeadlineError: Status(503, "server_error", "deadline_exceeded", retry_after=1),
-    Exception: Status(500, "server_error", "internal_error"),
+    BaseException: Status(500, "server_error", "internal_error"),
 }
 """Error class -> how it is answered. The last row is for faults that nobody has thought of."""
 
 
-def status_of(error: Exception) -> Status:
+def status_of(error: BaseException) -> Status:
     """The row of STATUS for an error."""
     return next(status for known, status in STATUS.items() if isinstance(error, known))
 
 
-def describe(error: Exception, request_id: str) -> dict[str, Any]:
+def describe(error: BaseException, request_id: str) -> dict[str, Any]:
     """The JSON body of an error, in the form that OpenAI's clients read, and the id that the log has too.
 
     What is wrong inside of us is not told: the message of an error without a row of its own stays in the log.
     """
     status = status_of(error)
-    unforeseen = status is STATUS[Exception]
+    unforeseen = status is STATUS[BaseException]
     message = "the function has a fault: its log tells more under this request id" if unforeseen else str(error)
     fault = {"message": message, "type": status.type, "param": getattr(error, "param", None), "code": status.code}
     return {"error": fault, "request_id": request_id}

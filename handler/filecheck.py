@@ -29,12 +29,15 @@ class FileCheck:
         files = [
             (join(artifact.folder, name), artifact.manifest.files[name].crc32) for name in artifact.files_of(precision)
         ]
-        self._error: ArtifactCorruptError | None = None
+        self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._run, args=(files,), daemon=True)
         self._thread.start()
 
     def finish(self) -> None:
-        """Wait for its end. Raises ArtifactCorruptError that names the first file that is damaged or unreadable."""
+        """Wait for its end.
+
+        Raises ArtifactCorruptError that names the first file that is damaged or unreadable, and whatever else ended it.
+        """
         self._thread.join()
         if self._error is not None:
             raise self._error
@@ -45,6 +48,9 @@ class FileCheck:
                 found = crc32(path)
             except OSError as error:
                 self._error = ArtifactCorruptError(f"cannot read {path}: {error.strerror}: {REBUILD}")
+                return
+            except BaseException as error:  # noqa: BLE001  raised again where it is waited for
+                self._error = error
                 return
             if found != expected:
                 self._error = ArtifactCorruptError(

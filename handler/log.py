@@ -62,7 +62,7 @@ class Record:
         self._phases[name] = self._phases.get(name, 0.0) + now - self._phase_began
         self._phase_began = now
 
-    def write(self, status: int | None, error: Exception | None = None) -> None:
+    def write(self, status: int | None, error: BaseException | None = None) -> None:
         """Print the line. `status` is None for a direct invocation that succeeded."""
         server_error = error is not None and (status or 500) >= 500
         line: dict[str, Any] = {
@@ -99,7 +99,7 @@ class Record:
         return {"Timestamp": int(time.time() * 1000), "CloudWatchMetrics": [directive]}
 
 
-def incident(request_id: str, error: Exception) -> None:
+def incident(request_id: str, error: BaseException) -> None:
     """Print a fault of ours with its traceback."""
     import traceback
 

@@ -537,6 +537,119 @@ def test_nonsense_is_no_vector_without_normalization_either(load_app: LoadApp, m
     check_error(ask(app, json.dumps({"text": TEXT, "normalize": False}).encode()), 500, "bad_vector")
 
 
+def set_manifest(model: Path, **fields: Any) -> None:
+    """Change fields of version v1's manifest, whose checksum is right afterwards."""
+    manifest = parse_manifest(orjson.loads((model / "v1" / MANIFEST).read_bytes()))
+    write_manifest(model / "v1", manifest._replace(**fields))
+
+
+def set_tokenizer(model: Path, part: str, value: dict[str, Any]) -> None:
+    """Change a part of version v1's tokenizer."""
+    wordpiece = orjson.loads((model / "v1" / MANIFEST).read_bytes())["wordpiece"]
+    set_manifest(model, wordpiece=json.dumps(json.loads(wordpiece) | {part: value}))
+
+
+PANICS: dict[str, tuple[str, dict[str, Any]]] = {
+    "while splitting": ("pre_tokenizer", {"type": "FixedLength", "length": 0}),
+    "while putting together": (
+        "post_processor",
+        {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "[X]", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {},
+        },
+    ),
+}
+"""Settings with which the tokenizer panics: a Rust panic reaches Python as a BaseException that is no Exception."""
+
+
+@pytest.mark.parametrize("name", PANICS)
+def test_a_panic_of_the_tokenizer_is_a_500_with_its_incident(start: Start, model: Path, name: str) -> None:
+    set_tokenizer(model, *PANICS[name])
+    local = start(MODEL_CACHE_DIR=str(model.parent))
+    requests: list[tuple[str, dict[str, Any]]] = [
+        ("/embed", {"text": TEXT}),
+        ("/embed", {"texts": [TEXT, "word " * 100_000]}),  # in a thread of its own
+        ("/v1/embeddings", {"input": TEXT, "model": MODEL_NAME}),
+        ("/v1/embeddings", {"input": [101, 7592, 102], "model": MODEL_NAME}),
+    ]
+    for path, body in requests:
+        answer = local.send(path, json.dumps(body).encode())
+        check_error(answer, 500, "internal_error", "its log tells more")
+        incident, record = lines_of(local, 2, answer.headers["x-request-id"])
+        assert incident["incident"] == "PanicException"
+        assert (record["status"], record["level"], record["error"]["code"]) == (500, "ERROR", "internal_error")
+    assert local.send("/embed", b"{}").status == 400
+
+
+def test_a_panic_in_an_invocation_fails_it_alone(load_app: LoadApp, model: Path) -> None:
+    """The runtime reports what is an Exception, and ends the process of what is not."""
+    set_tokenizer(model, *PANICS["while splitting"])
+    app = load_app(MODEL_CACHE_DIR=str(model.parent))
+    with pytest.raises(RuntimeError, match="PanicException: chunk size must be non-zero"):
+        app.lambda_handler({"text": TEXT}, None)
+
+
+def test_a_panic_while_loading_is_told_and_tried_again(
+    load_app: LoadApp, model: Path, int8: Embedder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = (model / "v1" / MANIFEST).read_bytes()
+    set_tokenizer(model, "normalizer", {"type": "Precompiled", "precompiled_charsmap": "AAAA"})
+    app = load_app(MODEL_CACHE_DIR=str(model.parent))
+    assert "model not loaded: cannot load" in capsys.readouterr().out
+    check_error(ask(app), 503, "model_unavailable", f"cannot load {model}/v1: Precompiled", "python -m export")
+    (model / "v1" / MANIFEST).write_bytes(whole)
+    check_vector(ask(app), int8)
+
+
+class Panic(BaseException):
+    """Stands for what a library raises that is no Exception."""
+
+
+def test_whatever_a_run_raises_is_a_500(load_app: LoadApp, monkeypatch: pytest.MonkeyPatch, int8: Embedder) -> None:
+    app = load_app(MODEL_THREADS="2")
+    embedder = app.service.loaded_embedder()
+    with monkeypatch.context() as patch:
+
+        def fail(*_: object) -> None:
+            raise Panic("in a run")
+
+        patch.setattr(embedder, "_embed_run", fail)
+        for body in (REQUEST, many(50)):  # in this thread, and in two of their own
+            check_error(ask(app, body), 500, "internal_error")
+    check_vector(ask(app), int8)
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, SystemExit])
+def test_what_ends_the_process_is_not_answered(
+    load_app: LoadApp, monkeypatch: pytest.MonkeyPatch, end: type[BaseException]
+) -> None:
+    app = load_app()
+
+    def stop(*_: object) -> None:
+        raise end
+
+    monkeypatch.setattr(app.service, "embed", stop)
+    with pytest.raises(end):
+        ask(app)
+
+
+def test_a_check_of_files_that_fails_is_no_check_passed(
+    load_app: LoadApp, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], int8: Embedder
+) -> None:
+    def fail(path: str) -> int:
+        raise MemoryError("no buffer for it")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("handler.filecheck.crc32", fail)
+        app = load_app()
+        incident = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert incident["incident"] == "MemoryError"
+        check_error(ask(app), 500, "internal_error")
+    check_vector(ask(app), int8)
+
+
 def many(count: int, words: int = 40) -> bytes:
     """A request of many different texts."""
     return json.dumps({"texts": [f"{number} {'vitamin ' * words}" for number in range(count)]}).encode()

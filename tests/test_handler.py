@@ -319,17 +319,28 @@ METHODS = {
 def test_methods(app: ModuleType, make_event: Callable[..., Any], path: str) -> None:
     response = app.lambda_handler(make_event(None, path=path, method="OPTIONS"), None)
     assert (response["statusCode"], response["headers"]["allow"], response["body"]) == (204, METHODS[path], "")
-    for method in {"GET", "PUT", "DELETE", "PATCH", "HEAD", "TRACE", "get", "\ud800"} - set(METHODS[path].split(", ")):
+    for method in {"GET", "PUT", "DELETE", "PATCH", "TRACE", "get", "\ud800"} - set(METHODS[path].split(", ")):
         response = app.lambda_handler(make_event(None, path=path, method=method), None)
         assert error_of(response, 405)["code"] == "method_not_allowed"
         assert response["headers"]["allow"] == METHODS[path]
 
 
-@pytest.mark.parametrize("path", ["/health", "/info", "/docs", "/openapi.json", "/v1/models", "/"])
+@pytest.mark.parametrize(
+    "path", ["/health", "/info", "/docs", "/openapi.json", "/v1/models", "/", "/v1/models/x", "/x"]
+)
 def test_head_is_get_without_the_body(app: ModuleType, make_event: Callable[..., Any], path: str) -> None:
     get, head = (app.lambda_handler(make_event(None, path=path, method=method), None) for method in ("GET", "HEAD"))
-    assert (head["statusCode"], head["headers"], head["body"]) == (200, get["headers"], "")
+    assert head == get | {"body": ""}
+    assert get["statusCode"] == (404 if "x" in path.split("/") else 200)
     assert get["body"]
+
+
+def test_errors_to_head_have_no_body(load_app: LoadApp, make_event: Callable[..., Any], tmp_path: Path) -> None:
+    app = load_app(MODEL_CACHE_DIR=str(tmp_path))
+    for path, status in (("/embed", 405), ("/health", 503), ("/v1/models/x", 503)):
+        head = app.lambda_handler(make_event(None, path=path, method="HEAD"), None)
+        assert (head["statusCode"], head["body"]) == (status, "")
+        assert head["headers"]["content-type"] == "application/json"
 
 
 def test_health_is_ok_once_the_model_is_loaded(app: ModuleType, make_event: Callable[..., Any]) -> None:

@@ -93,13 +93,25 @@ def check(app: ModuleType, event: Any) -> int | str:
     assert all(line["request_id"] == REQUEST_ID for line in lines)
     if not is_http:
         return outcome
-    check_response(result)
+    check_response(result, _is_head(event))
     assert lines[-1]["status"] == result["statusCode"]
     return result["statusCode"]
 
 
-def check_response(response: Any) -> None:
-    """Raise AssertionError unless this is a proxy response without a fault of the service."""
+def _is_head(event: Any) -> bool:
+    """Whether an HTTP event is read and its method is HEAD."""
+    if "httpMethod" in event:
+        return bool(event["httpMethod"] == "HEAD")
+    context = event["requestContext"]
+    http = context.get("http") if isinstance(context, dict) else None
+    return isinstance(http, dict) and http.get("method") == "HEAD"
+
+
+def check_response(response: Any, head: bool = False) -> None:
+    """Raise AssertionError unless this is a proxy response without a fault of the service.
+
+    That to a HEAD has no body, unless the event is of neither known shape.
+    """
     assert set(response) == {"statusCode", "headers", "body", "isBase64Encoded"}, set(response)
     status, headers, body = response["statusCode"], response["headers"], response["body"]
     assert type(status) is int, status
@@ -114,6 +126,9 @@ def check_response(response: Any) -> None:
     if status < 400:
         return
     assert headers["content-type"] == "application/json"
+    if head and status != 400:
+        assert body == ""
+        return
     answer = json.loads(body)
     assert set(answer) == {"error", "request_id"}, set(answer)
     assert answer["request_id"] == REQUEST_ID
