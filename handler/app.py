@@ -100,7 +100,7 @@ def _get_model(request: HttpRequest, record: Record, deadline: float | None) -> 
 
 
 def _get_health(request: HttpRequest, record: Record, deadline: float | None) -> Answer:
-    service.loaded_embedder()
+    service.loaded_embedder().check_longest()
     return Answer(b'{"status":"ok"}')
 
 

@@ -31,6 +31,8 @@ WEIGHTS_SUFFIX = "_data"
 POOLINGS = ("mean", "cls")
 MAX_NAME = 255
 """Characters of the longest name that file systems take."""
+MAX_TOKENS = 8192
+"""The most that `max_tokens` may be: no request brings more token ids of a text (`handler.limits.MAX_TOKEN_IDS`)."""
 
 REBUILD = "build and verify it again with: python -m export"
 """The remedy for a damaged artifact."""
@@ -340,6 +342,28 @@ def _check_values(manifest: Manifest) -> None:
     for name, precision in manifest.precisions.items():
         if precision.file not in manifest.files:
             raise ValueError(f"precisions.{name}.file {precision.file!r} is not listed in files")
+    _check_description(manifest)
+
+
+def _check_description(manifest: Manifest) -> None:
+    if manifest.max_tokens > MAX_TOKENS:
+        raise ValueError(f"manifest.max_tokens is {manifest.max_tokens}, not at most {MAX_TOKENS}")
+    if not manifest.model.rpartition("/")[2]:
+        raise ValueError(f"manifest.model is {manifest.model!r}, not a name")
+    if not _is_time(manifest.created):
+        raise ValueError(f"manifest.created is {manifest.created!r}, not an ISO 8601 date and time with an offset")
+    for tool, version in manifest.tools.items():
+        if not isinstance(version, str):
+            raise ValueError(f"manifest.tools.{tool} is {version!r}, not of type str")
+
+
+def _is_time(text: str) -> bool:
+    import datetime  # loaded by orjson
+
+    try:
+        return datetime.datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def _check_files(manifest: Manifest) -> None:

@@ -106,6 +106,7 @@ class Embedder:
         self._outputs = [node.name for node in session.get_outputs()]
         self.instructions: str | None = None
         """Those of the CPU that our operators use, such as "avx2"; None if the model has no operators of ours."""
+        self._longest_done = False
         self._group_texts = manifest.precisions[precision].batch_independent
 
     @classmethod
@@ -132,6 +133,7 @@ class Embedder:
             # Before the weights are mapped: what cannot be read there ends the process.
             check.finish()
             session = load_session(artifact, precision)
+            _check_session(session, artifact.manifest, precision)
         except (ArtifactError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # for any unreadable file: both libraries plain Exceptions, and Rust's panics
@@ -238,12 +240,40 @@ class Embedder:
             size *= 4
         return text
 
+    def check_longest(self) -> None:
+        """Compute the longest text that the manifest allows, once: nothing else tells how many places the model has.
+
+        Raises ArtifactCorruptError if the model cannot.
+        """
+        if self._longest_done:
+            return
+        length = self.manifest.max_tokens
+        try:
+            self._hidden(np.zeros((1, length), np.int64))
+        except Exception as error:
+            raise ArtifactCorruptError(
+                f"{self.manifest.precisions[self.precision].file} cannot compute a text of {length} tokens, as the "
+                f"manifest's max_tokens has it: {error}: {REBUILD}"
+            ) from error
+        self._longest_done = True
+
     def _embed_run(self, ids: npt.NDArray[np.int64], normalized: bool) -> Vectors:
-        """Token ids of shape (batch, length) to vectors of shape (batch, dimensions)."""
-        feeds = {name: _FEEDS[name](ids) for name in self._inputs}
-        hidden = self._session.run(self._outputs, feeds)[0]
+        """Token ids of shape (batch, length) to vectors of shape (batch, dimensions).
+
+        Raises what onnxruntime raises, ArtifactCorruptError as `check_longest` does.
+        """
+        try:
+            hidden = self._hidden(ids)
+        except Exception:
+            self.check_longest()
+            raise
         pooled = pool(hidden, self.manifest.pooling)
         return normalize(pooled) if normalized else pooled
+
+    def _hidden(self, ids: npt.NDArray[np.int64]) -> Vectors:
+        """Token ids of shape (batch, length) to last hidden states of shape (batch, length, dimensions)."""
+        hidden: Vectors = self._session.run(self._outputs, {name: _FEEDS[name](ids) for name in self._inputs})[0]
+        return hidden
 
 
 def pool(hidden: Vectors, pooling: str) -> Vectors:
@@ -295,12 +325,18 @@ def default_threads() -> int:
 
 
 def load_tokenizer(artifact: Artifact) -> Tokenizer:
-    """The tokenizer, which cuts texts at the model's maximum and pads nothing. Raises what `tokenizers` raises."""
+    """The tokenizer, which cuts texts at the model's maximum and pads nothing.
+
+    Raises what `tokenizers` raises, ValueError if nothing of a text would be left.
+    """
     rest = artifact.manifest.wordpiece
     tokenizer = Tokenizer.from_file(artifact.tokenizer) if rest is None else join_wordpiece(rest, artifact.vocabulary)
     # The published tokenizer.json cuts at 128 tokens and pads to 128; the model's own maximum counts.
     tokenizer.enable_truncation(artifact.manifest.max_tokens)
     tokenizer.no_padding()
+    special = tokenizer.num_special_tokens_to_add(False)
+    if artifact.manifest.max_tokens <= special:
+        raise ValueError(f"max_tokens is {artifact.manifest.max_tokens}, of which {special} are special tokens")
     return tokenizer
 
 
@@ -336,6 +372,17 @@ def load_session(artifact: Artifact, precision: str) -> onnxruntime.InferenceSes
     return onnxruntime.InferenceSession(
         model, options, providers=["CPUExecutionProvider"], disabled_optimizers=_SLOW_FUSIONS
     )
+
+
+def _check_session(session: onnxruntime.InferenceSession, manifest: Manifest, precision: str) -> None:
+    """Raise ValueError if the model has inputs that are not known here, or not the manifest's dimensions."""
+    file = manifest.precisions[precision].file
+    for node in session.get_inputs():
+        if node.name not in _FEEDS:
+            raise ValueError(f"{file} has an input {node.name}, which is not one of {', '.join(_FEEDS)}")
+    dimensions = session.get_outputs()[0].shape[-1:]
+    if dimensions and isinstance(dimensions[0], int) and dimensions[0] != manifest.dimensions:
+        raise ValueError(f"{file} has {dimensions[0]} dimensions, the manifest says {manifest.dimensions}")
 
 
 def _register_operators(options: onnxruntime.SessionOptions, version: int, folder: str) -> None:

@@ -18,6 +18,7 @@ from handler.artifact import (
     parse_manifest,
 )
 from handler.embedder import Embedder
+from handler.openai_api import model_object
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +65,14 @@ WRONG = [
     ("max_tokens", -1, "manifest.max_tokens is -1, not at least 1"),
     ("normalize", 1, "manifest.normalize is 1, not of type bool"),
     ("pooling", "max", "manifest.pooling is 'max', not one of mean, cls"),
+    ("created", "yesterday", "manifest.created is 'yesterday', not an ISO 8601 date and time with an offset"),
+    ("created", "", "manifest.created is '', not an ISO 8601"),
+    ("created", "2026-13-01T00:00:00+00:00", "manifest.created is '2026-13-01T00:00:00.00:00', not an ISO 8601"),
+    ("created", "2026-11-28T11:51:29", "manifest.created is '2026-11-28T11:51:29', not an ISO 8601"),
+    ("model", "", "manifest.model is '', not a name"),
+    ("model", "sentence-transformers/", "manifest.model is 'sentence-transformers/', not a name"),
+    ("tools/onnxruntime", 1, "manifest.tools.onnxruntime is 1, not of type str"),
+    ("max_tokens", 8193, "manifest.max_tokens is 8193, not at most 8192"),
     ("version", "../../etc", "is not a file name"),
     ("version", "", "is not a file name"),
     ("version", "current", "manifest.version 'current' is not a file name"),
@@ -97,6 +106,13 @@ WRONG = [
 def test_wrong_manifest_is_refused_by_field(manifest: dict[str, Any], path: str, value: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         parse_manifest(set_path(manifest, path, value))
+
+
+@pytest.mark.parametrize("created", ["0001-01-01T00:00:00+23:59", "9999-12-31T23:59:59-23:59", "20261128T115129Z"])
+def test_any_iso_date_and_time_with_an_offset_will_do(manifest: dict[str, Any], created: str) -> None:
+    changed = parse_manifest(manifest)._replace(created=created)
+    read = parse_manifest(json.loads(changed.to_json()))
+    assert isinstance(model_object(read.model, read)["created"], int)
 
 
 @pytest.mark.parametrize("data", [None, [], "x", 1])

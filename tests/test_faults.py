@@ -6,6 +6,7 @@ Over HTTP under the real runtime client wherever that is possible; where many ca
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 import os
 import random
@@ -34,7 +35,7 @@ import pytest
 from benchmarks import slow_files
 from benchmarks.cgroups import Limits, limited, unavailable
 from export.manifest import file_entry
-from handler.artifact import MANIFEST, TOKENIZER, ArtifactError, Manifest, open_artifact, parse_manifest
+from handler.artifact import MANIFEST, MODEL_FILES, TOKENIZER, ArtifactError, Manifest, open_artifact, parse_manifest
 from handler.embedder import Embedder
 from handler.pace import Pace
 from loader import app as loader
@@ -121,12 +122,16 @@ def check_killed(answer: Answer) -> None:
     assert (answer.status, answer.body) == (502, b"Internal Server Error")
 
 
-def ask(app: ModuleType, body: bytes = REQUEST) -> Answer:
+def ask(app: ModuleType, body: bytes = REQUEST, method: str = "POST", path: str = "/embed") -> Answer:
     """What a Function URL's event gets from a handler in this process."""
-    context = {"http": {"method": "POST", "path": "/embed"}, "requestId": "one"}
-    event = {"version": "2.0", "rawPath": "/embed", "headers": {}, "requestContext": context, "body": body.decode()}
+    context = {"http": {"method": method, "path": path}, "requestId": "one"}
+    event = {"version": "2.0", "rawPath": path, "headers": {}, "requestContext": context, "body": body.decode()}
     result = app.lambda_handler(event, None)
     return Answer(result["statusCode"], result["headers"], result["body"].encode())
+
+
+def health(app: ModuleType) -> Answer:
+    return ask(app, b"", "GET", "/health")
 
 
 def pid_of_function(local: Local) -> int:
@@ -601,6 +606,69 @@ def test_a_panic_while_loading_is_told_and_tried_again(
     check_error(ask(app), 503, "model_unavailable", f"cannot load {model}/v1: Precompiled", "python -m export")
     (model / "v1" / MANIFEST).write_bytes(whole)
     check_vector(ask(app), int8)
+
+
+MISFITS: dict[str, tuple[dict[str, Any], str]] = {
+    "dimensions": ({"dimensions": 383}, "model_int8.onnx has 384 dimensions, the manifest says 383"),
+    "no room for a text": ({"max_tokens": 2}, "max_tokens is 2, of which 2 are special tokens"),
+}
+
+
+@pytest.mark.parametrize("name", MISFITS)
+def test_a_manifest_that_does_not_fit_its_model_is_refused(load_app: LoadApp, model: Path, name: str) -> None:
+    fields, message = MISFITS[name]
+    set_manifest(model, **fields)
+    check_error(ask(load_app(MODEL_CACHE_DIR=str(model.parent))), 503, "model_unavailable", message, "python -m export")
+
+
+def test_a_model_with_another_input_is_refused(load_app: LoadApp, model: Path) -> None:
+    path = model / "v1" / "model_int8.onnx"
+    proto = onnx.load(path, load_external_data=False)
+    proto.graph.input.append(onnx.helper.make_tensor_value_info("bbox", onnx.TensorProto.INT64, ["texts", 4]))
+    onnx.save(proto, path)
+    manifest = parse_manifest(orjson.loads((model / "v1" / MANIFEST).read_bytes()))
+    set_manifest(model, files={**manifest.files, path.name: file_entry(path)})
+    app = load_app(MODEL_CACHE_DIR=str(model.parent))
+    check_error(ask(app), 503, "model_unavailable", "model_int8.onnx has an input bbox, which is not one of input_ids")
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp32"])
+def test_more_tokens_than_the_model_has_places_are_a_503_that_health_reports(
+    load_app: LoadApp, copy_model: Callable[[str], Path], precision: str, int8: Embedder
+) -> None:
+    model = copy_model("v1")
+    set_manifest(model, max_tokens=600)
+    app = load_app(MODEL_CACHE_DIR=str(model.parent), MODEL_PRECISION=precision)
+    message = f"{MODEL_FILES[precision]} cannot compute a text of 600 tokens, as the manifest's max_tokens has it"
+    long = json.dumps({"text": "word " * 700}).encode()
+    for _ in range(2):
+        check_error(ask(app, long), 503, "model_unavailable", message, "python -m export")
+        check_error(health(app), 503, "model_unavailable", message)
+        assert ask(app).status == 200
+    importlib.reload(app.service)
+    check_error(health(importlib.reload(app)), 503, "model_unavailable", message)
+
+
+def test_another_fault_in_a_run_is_no_fault_of_the_manifest(
+    load_app: LoadApp, monkeypatch: pytest.MonkeyPatch, int8: Embedder
+) -> None:
+    app = load_app()
+    embedder = app.service.loaded_embedder()
+    session = embedder._session
+
+    class Failing:
+        failed = False
+
+        def run(self, *arguments: Any) -> Any:
+            if not self.failed:
+                self.failed = True
+                raise MemoryError("an arena")
+            return session.run(*arguments)
+
+    monkeypatch.setattr(embedder, "_session", Failing())
+    check_error(ask(app), 500, "internal_error")
+    check_vector(ask(app), int8)
+    assert health(app).status == 200
 
 
 class Panic(BaseException):
