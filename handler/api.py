@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from handler.artifact import Manifest
     from handler.embedder import Embedder, Tokens, Vectors
 
+COUNTED_CHARACTERS = 1 << 18
+"""Of a text that must not be cut: so many are tokenized to say how many tokens it has."""
+
 
 class Outcome(NamedTuple):
     """What a request's texts have become."""
@@ -71,6 +74,12 @@ class EmbedRequest(NamedTuple):
                 f"{self.field} has {count} texts; a response holds the vectors of {limit}{hint}: send several requests",
                 self.field,
             )
+        for index, ids in enumerate(self.token_ids or ()):
+            if len(ids) > MAX_TOKEN_IDS:
+                raise TooLargeError(
+                    f"{self.name(index)} has {len(ids)} token ids, the limit is {MAX_TOKEN_IDS}: send it in parts",
+                    self.name(index),
+                )
         for index, text in enumerate(self.texts):
             if len(text) > MAX_TEXT_CHARACTERS:
                 raise TooLargeError(
@@ -89,22 +98,22 @@ class EmbedRequest(NamedTuple):
             self.name(cut[0]),
         )
 
-    def with_texts_of_tokens(self, embedder: Embedder) -> EmbedRequest:
-        """The same with the texts that token ids stand for.
+    def tokens(self, embedder: Embedder, deadline: float | None) -> tuple[Tokens, list[str]]:
+        """The tokens of the texts, and the texts; of token ids those that they stand for, of a long one its beginning.
 
-        Raises InvalidRequestError if they are not this model's.
+        Raises InvalidRequestError if token ids are not this model's, TooManyTokensError past the deadline, a value of
+        `time.monotonic()`.
         """
         if self.token_ids is None:
-            return self
-        texts = [embedder.text_of(ids) if len(ids) <= MAX_TOKEN_IDS else None for ids in self.token_ids]
-        for index, text in enumerate(texts):
-            if text is None:
-                raise InvalidRequestError(
-                    f"{self.field} holds token ids that are not this model's, or more than {MAX_TOKEN_IDS} (array "
-                    f"{index}): send text. LangChain's OpenAIEmbeddings does so with check_embedding_ctx_length=False",
-                    self.field,
-                )
-        return self._replace(texts=[text for text in texts if text is not None])
+            return embedder.tokenize(self.texts, None if self.truncate else COUNTED_CHARACTERS, deadline), self.texts
+        tokens, texts = embedder.tokens_of(self.token_ids, deadline)
+        if len(texts) < len(self.token_ids):
+            raise InvalidRequestError(
+                f"{self.field} holds token ids that are not this model's (array {len(texts)}): send text. LangChain's "
+                "OpenAIEmbeddings does so with check_embedding_ctx_length=False",
+                self.field,
+            )
+        return tokens, texts
 
     def name(self, index: int) -> str:
         """What messages call a text."""

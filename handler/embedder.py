@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 # onnxruntime's wheels report usage from a thread of their own and keep a database under $HOME unless told not to.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -30,6 +30,9 @@ if TYPE_CHECKING:  # numpy.typing takes 2 ms to import
 
     Vectors: TypeAlias = npt.NDArray[np.float32]
 
+Item = TypeVar("Item", bound=Sized)
+Result = TypeVar("Result")
+
 TOKENS_PER_RUN = 384
 """Bound on batch size x length of one run: in larger ones activations leave the CPU's caches, and that costs more than
 fewer runs save."""
@@ -45,6 +48,9 @@ WordPiece makes at most 100 tokens of a word (`max_input_chars_per_word`)."""
 CHARACTERS_AT_ONCE = 1 << 18
 """Of texts that are tokenized together. The tokenizer keeps over a hundred bytes of each token, also of those beyond
 the model's maximum, and a character can be a token: a request's texts all at once could take a gigabyte."""
+
+IDS_AT_ONCE = 1 << 14
+"""Of token ids whose texts are tokenized together: few, so that after a refused array little more is done."""
 
 NORM_TOLERANCE = 1e-3
 """Of the squared norm of a unit vector; float32 stays within 1e-6."""
@@ -170,6 +176,53 @@ class Embedder:
             return self._tokenize(texts, counted_characters, threading.Event())
         return _by(deadline, lambda late: self._tokenize(texts, counted_characters, late))
 
+    def tokens_of(self, arrays: Sequence[Sequence[int]], deadline: float | None = None) -> tuple[Tokens, list[str]]:
+        """What `tokenize` gives for the texts that have these token ids, and these texts, of a long one its beginning.
+
+        Special tokens are among the ids, and all are counted. Both end before the first array that no text has: one
+        of another vocabulary does not begin and end with this tokenizer's special tokens, or its text, tokenized, gives
+        other ids. `deadline` is a value of `time.monotonic()`.
+        Raises TooManyTokensError past the deadline.
+        """
+        if deadline is None:
+            return self._tokens_of(arrays, threading.Event())
+        return _by(deadline, lambda late: self._tokens_of(arrays, late))
+
+    def _tokens_of(self, arrays: Sequence[Sequence[int]], late: threading.Event) -> tuple[Tokens, list[str]]:
+        """As `tokens_of`; `late` as in `_tokenize`."""
+        tokens = Tokens([], [])
+        texts: list[str] = []
+        longest = self.manifest.max_tokens
+        for part in _parts(arrays, IDS_AT_ONCE):
+            if late.is_set():
+                break
+            beginnings: list[str] = []
+            for array in part:
+                if (beginning := self._beginning(array)) is None:
+                    break
+                beginnings.append(beginning)
+            encodings: list[Encoding] = self._tokenizer.encode_batch_fast(beginnings)
+            for array, text, encoding in zip(part, beginnings, encodings, strict=False):
+                ids = list(array) if len(array) <= longest else [*array[: longest - 1], array[-1]]
+                if encoding.ids != ids:
+                    return tokens, texts
+                tokens.ids.append(ids)
+                tokens.counts.append(len(array))
+                texts.append(text)
+            if len(beginnings) < len(part):
+                break
+        return tokens, texts
+
+    def _beginning(self, ids: Sequence[int]) -> str | None:
+        """The text of token ids, of many at least up to the model's maximum; None if one is not in the vocabulary."""
+        # The tokenizer takes 32 bits; to tell the size of its vocabulary it would take 10 ms.
+        if not ids or min(ids) < 0 or (last := max(ids)) >> 32 or self._tokenizer.id_to_token(last) is None:
+            return None
+        inside = ids[1:-1][: self.manifest.max_tokens + PREFIX_MARGIN]
+        tokens = [self._tokenizer.id_to_token(token) for token in inside]
+        text: str | None = None if None in tokens else _DECODER.decode(tokens)
+        return text
+
     def _tokenize(self, texts: Sequence[str], counted_characters: int | None, late: threading.Event) -> Tokens:
         """As `tokenize`. Once `late` is set nobody waits for it any more, and it ends at the next text."""
         ids: list[list[int]] = []
@@ -180,7 +233,7 @@ class Embedder:
             if late.is_set():
                 return Tokens([], [])
             shortened.append(self._shorten(_well_formed(text), size))
-        for part in _parts(shortened):
+        for part in _parts(shortened, CHARACTERS_AT_ONCE):
             if late.is_set():
                 return Tokens([], [])
             encodings: list[Encoding] = self._tokenizer.encode_batch_fast(part)
@@ -217,19 +270,6 @@ class Embedder:
         check_vectors(vectors, normalize)
         return vectors
 
-    def text_of(self, ids: Sequence[int]) -> str | None:
-        """A text that has exactly these token ids, special tokens included; None if there is none.
-
-        Ids of another vocabulary have none: they do not begin and end with this tokenizer's special tokens, or their
-        text, tokenized, gives other ids.
-        """
-        size = self._tokenizer.get_vocab_size()
-        if not all(0 <= token < size for token in ids):
-            return None
-        text = _DECODER.decode([self._tokenizer.id_to_token(token) for token in ids[1:-1]])
-        (encoding,) = self._tokenizer.encode_batch_fast([text])
-        return text if encoding.ids == list(ids) else None
-
     def _shorten(self, text: str, size: int) -> str:
         """A prefix of a very long text that has the same first tokens up to the model's maximum."""
         while size < len(text):
@@ -243,7 +283,7 @@ class Embedder:
     def check_longest(self) -> None:
         """Compute the longest text that the manifest allows, once: nothing else tells how many places the model has.
 
-        Raises ArtifactCorruptError if the model cannot.
+        Raises ArtifactCorruptError if the model cannot, what onnxruntime raises if it cannot compute a short one either.
         """
         if self._longest_done:
             return
@@ -251,6 +291,7 @@ class Embedder:
         try:
             self._hidden(np.zeros((1, length), np.int64))
         except Exception as error:
+            self._hidden(np.zeros((1, 1), np.int64))
             raise ArtifactCorruptError(
                 f"{self.manifest.precisions[self.precision].file} cannot compute a text of {length} tokens, as the "
                 f"manifest's max_tokens has it: {error}: {REBUILD}"
@@ -411,31 +452,33 @@ def _for_each(work: Callable[[list[int]], None], runs: Sequence[list[int]], thre
             pass
 
 
-def _by(deadline: float, work: Callable[[threading.Event], Tokens]) -> Tokens:
+def _by(deadline: float, work: Callable[[threading.Event], Result]) -> Result:
     """What `work` returns, in a thread of its own, since the tokenizer cannot be interrupted.
 
     Raises what `work` raises, TooManyTokensError if it has not ended at `deadline`; then the event is set.
     """
     late = threading.Event()
-    results: list[Tokens | BaseException] = []
+    results: list[Result] = []
+    errors: list[BaseException] = []
 
     def run() -> None:
         try:
             results.append(work(late))
         except BaseException as error:  # noqa: BLE001  raised again below
-            results.append(error)
+            errors.append(error)
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(max(0.0, deadline - time.monotonic()))
+    ended = results or errors  # looked at before the event is set: what it ends has nothing whole to give
     late.set()
-    if not results:
+    if not ended:
         raise TooManyTokensError(
             "the texts cannot even be split into tokens in the time that the function has: send fewer or shorter "
             "texts, or raise the function's timeout or memory"
         )
-    if isinstance(results[0], BaseException):
-        raise results[0]
+    if errors:
+        raise errors[0]
     return results[0]
 
 
@@ -460,16 +503,20 @@ def _count(encoding: Encoding) -> int:
     return count
 
 
-def _parts(texts: list[str]) -> Iterator[list[str]]:
-    """The texts in order, in parts of at most CHARACTERS_AT_ONCE together, or of one text."""
+def _parts(items: Sequence[Item], at_once: int) -> Iterator[Sequence[Item]]:
+    """The items in order, in parts whose lengths are together at most `at_once`, or of one item.
+
+    >>> list(_parts(["ab", "c", "defg", "h"], 3))
+    [['ab', 'c'], ['defg'], ['h']]
+    """
     begin = size = 0
-    for end, text in enumerate(texts):
-        if size and size + len(text) > CHARACTERS_AT_ONCE:
-            yield texts[begin:end]
+    for end, item in enumerate(items):
+        if size and size + len(item) > at_once:
+            yield items[begin:end]
             begin, size = end, 0
-        size += len(text)
-    if begin < len(texts):
-        yield texts[begin:]
+        size += len(item)
+    if begin < len(items):
+        yield items[begin:]
 
 
 def _runs(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:

@@ -19,9 +19,6 @@ from handler.settings import Settings
 if TYPE_CHECKING:
     from handler.embedder import Embedder
 
-COUNTED_CHARACTERS = 1 << 18
-"""Of a text that must not be cut: so many are tokenized to say how many tokens it has."""
-
 _embedder: Embedder | None = None
 _load_seconds: float | None = None
 """How long loading took, until the first request after it has told."""
@@ -61,9 +58,8 @@ def embed(request: EmbedRequest, record: log.Record, deadline: float | None) -> 
     _tell_load(record, embedder)
     manifest = embedder.manifest
     request.check(manifest)
-    request = request.with_texts_of_tokens(embedder)
     record.texts = request.texts
-    tokens = embedder.tokenize(request.texts, None if request.truncate else COUNTED_CHARACTERS, deadline)
+    tokens, record.texts = request.tokens(embedder, deadline)
     request.check_lengths(tokens, manifest.max_tokens)
     truncated = tokens.truncated
     record.tokens, record.truncated = sum(map(len, tokens.ids)), len(truncated)

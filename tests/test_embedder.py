@@ -1,14 +1,17 @@
 """The library: shapes, independence of the batch, truncation, odd input."""
 
 import random
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from export.manifest import file_entry
 from handler.artifact import MANIFEST, open_artifact
@@ -18,13 +21,14 @@ from handler.embedder import (
     PREFIX_CHARACTERS,
     TOKENS_PER_RUN,
     Embedder,
+    _by,
     _for_each,
     _parts,
     _runs,
     check_vectors,
     default_threads,
 )
-from handler.errors import BadVectorError
+from handler.errors import BadVectorError, TooManyTokensError
 from quantize import quantize
 from tests.hostile import HOSTILE, LONE_SURROGATES, readable
 
@@ -133,7 +137,7 @@ def test_long_texts_have_the_tokens_of_the_whole_text(int8: Embedder, name: str)
 @given(sizes=st.lists(st.integers(0, CHARACTERS_AT_ONCE * 2), max_size=8))
 def test_texts_are_tokenized_in_parts_of_bounded_size(sizes: list[int]) -> None:
     texts = ["x" * size for size in sizes]
-    parts = list(_parts(texts))
+    parts = list(_parts(texts, CHARACTERS_AT_ONCE))
     assert [text for part in parts for text in part] == texts
     for part in parts:
         assert len([text for text in part if text]) <= 1 or sum(map(len, part)) <= CHARACTERS_AT_ONCE
@@ -142,7 +146,7 @@ def test_texts_are_tokenized_in_parts_of_bounded_size(sizes: list[int]) -> None:
 def test_truncated_texts_are_counted_over_all_parts(int8: Embedder) -> None:
     """The later parts' indices go on from the earlier ones'."""
     texts = ["x " * 2_000 if row % 50 == 7 else "y" * 2_000 for row in range(200)]
-    assert len(list(_parts([text[:2_048] for text in texts]))) > 1
+    assert len(list(_parts([text[:2_048] for text in texts], CHARACTERS_AT_ONCE))) > 1
     assert int8.embed(texts).truncated == [7, 57, 107, 157]
 
 
@@ -158,10 +162,10 @@ def test_tokens_of_a_whole_text_are_counted_on_request(int8: Embedder) -> None:
 
 @pytest.mark.parametrize("text", HOSTILE)
 def test_token_ids_have_a_text_that_gives_them(int8: Embedder, text: str) -> None:
-    (ids,) = int8.tokenize([text]).ids
-    found = int8.text_of(ids)
-    assert found is not None
-    assert int8.tokenize([found]).ids == [ids]
+    tokens = int8.tokenize([text])
+    found, texts = int8.tokens_of(tokens.ids)
+    assert found.ids == tokens.ids
+    assert int8.tokenize(texts).ids == tokens.ids
 
 
 @pytest.mark.parametrize(
@@ -182,7 +186,91 @@ def test_token_ids_have_a_text_that_gives_them(int8: Embedder, text: str) -> Non
 )
 def test_other_token_ids_have_no_text(int8: Embedder, ids: list[int]) -> None:
     """In cl100k_base 101 is the byte A8, with which no UTF-8 text begins: its arrays never begin as ours do."""
-    assert int8.text_of(ids) is None
+    (before,) = int8.tokenize(["vitamin d"]).ids
+    tokens, texts = int8.tokens_of([before, ids, before])
+    assert (tokens.ids, tokens.counts, len(texts)) == ([before], [4], 1)
+
+
+@pytest.fixture(scope="module")
+def uncut(int8: Embedder) -> Tokenizer:
+    """The tokenizer without the model's maximum."""
+    tokenizer = Tokenizer.from_str(int8._tokenizer.to_str())
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+@pytest.mark.parametrize("name", LONG_TEXTS)
+@pytest.mark.parametrize("count", [257, 385, 8192])
+def test_token_ids_of_a_long_text_are_cut_as_the_text_is(
+    int8: Embedder, uncut: Tokenizer, name: str, count: int
+) -> None:
+    text = LONG_TEXTS[name]
+    ids = uncut.encode(text).ids
+    if len(ids) > count:  # at a word's end, or no text has these ids
+        last = max(place for place in range(count) if not uncut.id_to_token(ids[place]).startswith("##"))
+        ids = [*ids[:last], ids[-1]]
+    tokens, _ = int8.tokens_of([ids])
+    assert tokens.ids == int8.tokenize([_decoded(uncut, ids)]).ids
+    assert tokens.counts == [len(ids)]
+    assert tokens.truncated == [0] * (len(ids) > 256)
+
+
+def _decoded(tokenizer: Tokenizer, ids: list[int]) -> str:
+    return " ".join(map(tokenizer.id_to_token, ids[1:-1])).replace(" ##", "")
+
+
+@settings(max_examples=40, deadline=None)
+@given(text=st.builds(text_of, st.integers(0, 900), st.integers(0, 2**16)))
+def test_token_ids_and_their_text_give_the_same_tokens(int8: Embedder, uncut: Tokenizer, text: str) -> None:
+    tokens, _ = int8.tokens_of([uncut.encode(text).ids])
+    assert tokens == int8.tokenize([text], counted_characters=1 << 18)
+
+
+@pytest.mark.parametrize("change", [lambda ids: [ids[0], 2102, *ids[2:]], lambda ids: [*ids[:300], 2088]])
+def test_long_arrays_of_other_token_ids_have_no_text(
+    int8: Embedder, uncut: Tokenizer, change: Callable[[list[int]], list[int]]
+) -> None:
+    ids = uncut.encode("word " * 400).ids
+    assert int8.tokens_of([ids])[0].ids
+    assert int8.tokens_of([change(ids)])[0].ids == []
+
+
+def test_what_follows_a_refused_array_is_not_tokenized(int8: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    encoded: list[str] = []
+    tokenizer = int8._tokenizer
+
+    class Counting:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(tokenizer, name)
+
+        def encode_batch_fast(self, texts: list[str]) -> Any:
+            encoded.extend(texts)
+            return tokenizer.encode_batch_fast(texts)
+
+    good = tokenizer.encode("word " * 300).ids
+    monkeypatch.setattr(int8, "_tokenizer", Counting())
+    assert len(int8.tokens_of([good] * 100)[0].ids) == 100
+    assert len(encoded) == 100
+    assert int8.tokens_of([[101, 2102, 102], *[good] * 1000])[0].ids == []
+    assert len(encoded) < 200
+
+
+def test_a_result_that_comes_with_the_deadline_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is told to end may do so before anybody looks, and has nothing whole to give."""
+
+    class Slow(threading.Event):
+        def set(self) -> None:
+            super().set()
+            time.sleep(0.05)
+
+    def work(late: threading.Event) -> list[str]:
+        while not late.is_set():
+            time.sleep(0.001)
+        return []
+
+    monkeypatch.setattr(threading, "Event", Slow)
+    with pytest.raises(TooManyTokensError, match="cannot even be split into tokens"):
+        _by(time.monotonic() + 0.02, work)
 
 
 def test_vectors_that_are_not_normalized_have_the_same_direction(int8: Embedder) -> None:

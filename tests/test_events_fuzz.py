@@ -250,7 +250,7 @@ def test_the_answer_to_a_long_mistake_is_short(app: ModuleType, name: str, path:
 @pytest.mark.parametrize("ids", [[101, *[1] * 1_000_000, 102], [[101, *[1] * 500_000, 102]] * 2], ids=["one", "two"])
 def test_more_token_ids_than_a_text_has_are_refused(app: ModuleType, ids: list[Any]) -> None:
     """Without decoding them, which would take seconds."""
-    assert check(app, http_event(json.dumps({"model": MODEL, "input": ids}), "/v1/embeddings")) == 400
+    assert check(app, http_event(json.dumps({"model": MODEL, "input": ids}), "/v1/embeddings")) == 413
 
 
 ERROR = {"message": "m", "type": "invalid_request_error", "param": None, "code": "c"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from handler.embedder import Embedder
-from handler.limits import MAX_TEXTS
+from handler.limits import MAX_TEXTS, MAX_TOKEN_IDS
 from tests.test_handler import LONG, MODEL, LoadApp, body_of, error_of, function_url_event
 
 TEXTS = ["a longer sentence that comes first", "b", "größe 🙂"]
@@ -74,6 +74,53 @@ def test_token_ids_of_another_vocabulary_are_refused_with_the_remedy(app: Module
     error = error_of(post(app, {"input": content, "model": MODEL}), 400)
     assert error["param"] == "input"
     assert "check_embedding_ctx_length=False" in error["message"]
+
+
+@pytest.mark.parametrize("count", [256, 257, 302, MAX_TOKEN_IDS])
+def test_token_ids_are_cut_as_text_is(app: ModuleType, int8: Embedder, count: int) -> None:
+    text = "word " * (count - 2)
+    (word,) = int8.tokenize(["word"]).ids
+    ids = [word[0], *[word[1]] * (count - 2), word[2]]
+    cut = [1] if count > 256 else []
+    expected = int8.embed(["a", text])
+    assert expected.truncated == cut
+    response = post(app, {"input": [int8.tokenize(["a"]).ids[0], ids], "model": MODEL})
+    body = body_of(response)
+    np.testing.assert_array_equal(np.float32([row["embedding"] for row in body["data"]]), expected.vectors)
+    assert body["usage"]["total_tokens"] == sum(expected.tokens)
+    assert body.get("truncated", []) == cut
+    assert response["headers"].get("x-truncated-texts") == ("1" if cut else None)
+    if cut:
+        messages = [
+            error_of(post(app, {"input": content, "model": MODEL, "truncate": False}), 400)
+            for content in (["a", text], [int8.tokenize(["a"]).ids[0], ids])
+        ]
+        assert messages[0] == messages[1]
+        assert f"input[1] has {count}" in messages[1]["message"]
+        assert messages[1]["code"] == "text_too_long"
+
+
+def test_arrays_over_the_limit_are_told_so_before_their_ids_are_looked_at(app: ModuleType) -> None:
+    arrays = [[9906, 1917], [101, *[7592] * MAX_TOKEN_IDS, 102]]
+    error = error_of(post(app, {"input": arrays, "model": MODEL}), 413)
+    assert (error["code"], error["param"]) == ("too_large", "input[1]")
+    assert f"input[1] has {MAX_TOKEN_IDS + 2} token ids, the limit is {MAX_TOKEN_IDS}: send it" in error["message"]
+
+
+@pytest.mark.parametrize("last", [102, 2102])  # of this model, and not
+def test_token_ids_are_read_under_the_deadline(app: ModuleType, last: int) -> None:
+    class Context:
+        aws_request_id = "one"
+
+        def get_remaining_time_in_millis(self) -> float:
+            return 1000 * app.RESERVED_SECONDS + 150
+
+    arrays = [[101, *[7592] * 600, 102]] * (MAX_TEXTS - 1) + [[101, 7592, last]]
+    fields = {"input": arrays, "model": MODEL, "encoding_format": "base64"}
+    event = function_url_event(json.dumps(fields, separators=(",", ":")), path="/v1/embeddings")
+    error = error_of(app.lambda_handler(event, Context()), 413)
+    assert (error["code"], error["param"]) == ("too_many_tokens", None)
+    assert "cannot even be split into tokens" in error["message"]
 
 
 def test_truncation_is_told(app: ModuleType) -> None:
