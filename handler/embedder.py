@@ -20,7 +20,7 @@ from tokenizers.models import WordPiece as WordPieceModel
 from handler.artifact import REBUILD, Artifact, ArtifactCorruptError, ArtifactError, Manifest, open_artifact
 from handler.errors import BadVectorError, TooManyTokensError
 from handler.filecheck import FileCheck
-from handler.pace import Budget, Pace
+from handler.pace import Budget, Paces
 from kernels import VERSION, OperatorsError, register
 
 if TYPE_CHECKING:  # numpy.typing takes 2 ms to import
@@ -105,7 +105,7 @@ class Embedder:
         self.manifest = manifest
         self.precision = precision
         self.threads = threads
-        self.pace = Pace()
+        self.paces = Paces()
         self._tokenizer = tokenizer
         self._session = session
         self._inputs = [node.name for node in session.get_inputs()]
@@ -248,25 +248,27 @@ class Embedder:
 
         `normalize` is whether they become unit vectors; None for what the model does. `deadline` is a value of
         `time.monotonic()`; before each run it is checked that the rest can be done by then.
-        Raises BadVectorError if a vector is not finite or has a wrong norm; TooManyTokensError if so many tokens take
-        more time than there was at the start; DeadlineError if it was enough by the pace so far, and is not any more.
+        Raises BadVectorError if a vector is not finite or has a wrong norm; TooManyTokensError if so many tokens have
+        never been computed in so much time here; DeadlineError if they cannot be done in it now.
         """
         normalize = self.manifest.normalize if normalize is None else normalize
         lengths = [len(text) for text in ids]
         vectors = np.empty((len(ids), self.manifest.dimensions), np.float32)
-        budget = None if deadline is None else Budget(self.pace, self.threads, sum(lengths), deadline)
+        runs = list(_runs(lengths, TOKENS_PER_RUN if self._group_texts else 0))[::-1]
+
+        def tokens_of_run(rows: list[int]) -> int:
+            return len(rows) * lengths[rows[0]]
+
+        until = float("inf") if deadline is None else deadline
+        budget = Budget(self.paces, self.threads, list(map(tokens_of_run, runs)), until)
 
         def embed_run(rows: list[int]) -> None:
-            started = time.perf_counter()
-            if budget is not None:
-                budget.check()
+            tokens = tokens_of_run(rows)
+            began = budget.begin(tokens)
             vectors[rows] = self._embed_run(np.array([ids[row] for row in rows], np.int64), normalize)
-            tokens = len(rows) * lengths[rows[0]]
-            self.pace.add(tokens, time.perf_counter() - started)
-            if budget is not None:
-                budget.done += tokens
+            budget.end(tokens, began)
 
-        _for_each(embed_run, list(_runs(lengths, TOKENS_PER_RUN if self._group_texts else 0))[::-1], self.threads)
+        _for_each(embed_run, runs, self.threads)
         check_vectors(vectors, normalize)
         return vectors
 
@@ -283,7 +285,7 @@ class Embedder:
     def check_longest(self) -> None:
         """Compute the longest text that the manifest allows, once: nothing else tells how many places the model has.
 
-        Raises ArtifactCorruptError if the model cannot, what onnxruntime raises if it cannot compute a short one either.
+        Raises ArtifactCorruptError if the model cannot, what onnxruntime raises if it cannot compute any.
         """
         if self._longest_done:
             return

@@ -2,84 +2,129 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Sequence
+from typing import NoReturn
 
 from handler.errors import DeadlineError, TooManyTokensError
 
 PROVEN_TOKENS = 384
-"""Tokens after which the measured pace is believed: a full run, the first one, which is slow, not alone."""
+"""Of its own that a request has computed before the pace decides about it: a full run. What has fewer is not measured:
+its runs are small, and slower a token."""
 
-REMEMBERED_TOKENS = 1 << 16
-"""After so many tokens the older ones count half."""
+BEST_TOKENS = 4096
+"""Over which the best pace is measured: many runs, since one may be fast by chance."""
+
+HALF_LIFE = 3.0
+"""Seconds of computing after which what was measured counts half."""
 
 
 class Pace:
-    """Measured speed of one thread."""
+    """Measured speed of one thread while so many compute at once."""
 
-    def __init__(self) -> None:
-        self._tokens = 0.0
-        self._seconds = 0.0
+    def __init__(self, at_once: int) -> None:
+        self.best: float | None = None
+        """Tokens per second, the most over BEST_TOKENS; None until there were so many."""
+        self._half_life = HALF_LIFE * at_once  # each of them adds its seconds
+        self._tokens = self._seconds = 0.0
+        self._stretch_tokens = self._stretch_seconds = 0.0
 
     def add(self, tokens: int, seconds: float) -> None:
         """Take account of a run."""
-        if self._tokens > REMEMBERED_TOKENS:
-            self._tokens /= 2
-            self._seconds /= 2
-        self._tokens += tokens
-        self._seconds += seconds
-
-    def doubt(self) -> None:
-        """Count what was measured half. What is refused is not measured, and a pace must not stand for ever."""
-        self._tokens /= 2
-        self._seconds /= 2
+        weight = 0.5 ** (seconds / self._half_life)
+        self._tokens = self._tokens * weight + tokens
+        self._seconds = self._seconds * weight + seconds
+        self._stretch_tokens += tokens
+        self._stretch_seconds += seconds
+        if self._stretch_tokens >= BEST_TOKENS:
+            self.best = max(self.best or 0.0, _rate(self._stretch_tokens, self._stretch_seconds))
+            self._stretch_tokens = self._stretch_seconds = 0.0
 
     @property
-    def tokens_per_second(self) -> float | None:
-        """None until enough has been measured."""
-        if self._tokens < PROVEN_TOKENS or self._seconds <= 0:
-            return None
-        return self._tokens / self._seconds
+    def recent(self) -> float:
+        """Tokens per second."""
+        return _rate(self._tokens, self._seconds)
+
+
+class Paces:
+    """What an environment remembers of its speed: a pace for each number of runs at once, which share its CPUs."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.warm = False
+        """Whether a run has ended. The first is not measured: the weights' pages come in from EFS, or from a SnapStart
+        snapshot, while it is computed."""
+        self._paces: dict[int, Pace] = {}
+
+    def of(self, at_once: int) -> Pace:
+        """The pace of each of so many runs at once."""
+        return self._paces.setdefault(at_once, Pace(at_once))
 
 
 class Budget:
-    """The time that a request has for its tokens."""
+    """The time that a request has for its runs."""
 
-    def __init__(self, pace: Pace, threads: int, tokens: int, deadline: float) -> None:
-        """`deadline` is a value of `time.monotonic()`."""
-        self.done = 0
-        """Tokens computed so far."""
-        self._pace = pace
-        self._threads = threads
-        self._tokens = tokens
+    def __init__(self, paces: Paces, threads: int, runs: Sequence[int], deadline: float) -> None:
+        """`runs` are the tokens of each run, `deadline` is a value of `time.monotonic()`."""
+        self._paces = paces
+        self._at_once = max(1, min(threads, len(runs)))
+        self._pace = paces.of(self._at_once)
+        self._tokens = self._waiting = sum(runs)
         self._deadline = deadline
         self._seconds = deadline - time.monotonic()
-        self._promised = False
+        self._own_tokens = self._own_seconds = 0.0
 
-    def check(self) -> None:
-        """Raise TooManyTokensError if the pace shows that the time is too short for all tokens, whenever they begin.
+    def begin(self, tokens: int) -> float | None:
+        """Take account of a run of so many tokens that begins: its time, for `end`; None if it is not measured.
 
-        Raises DeadlineError if that was not so before and the rest cannot be done in time any more.
+        Raises DeadlineError if the time is up, or too short for what has not begun by the better of two paces: the
+        request's own and the recent one. Before it has shown its own, and, if no best pace is known, that one, no
+        request is judged so. Raises TooManyTokensError instead if even at the best pace that this environment has
+        shown all its tokens take longer than its whole time: sent again, it would be refused again.
         """
-        left = self._deadline - time.monotonic()
-        pace = self._pace.tokens_per_second
-        if pace is None:
+        now = time.monotonic()
+        left = self._deadline - now
+        with self._paces.lock:
             if left <= 0:
-                raise DeadlineError(self._too_late())
-            return
-        rate = pace * self._threads
-        if not self._promised and self._tokens > rate * self._seconds:
-            self._pace.doubt()
-            raise TooManyTokensError(
-                f"the texts have {self._tokens} tokens, and at {rate:.0f} tokens/s the {max(0.0, self._seconds):.1f} s "
-                f"that the function has are enough for {max(0, int(rate * self._seconds))}: send fewer texts a "
-                "request, or raise the function's timeout or memory"
-            )
-        self._promised = True
-        if self._tokens - self.done > rate * left:
-            raise DeadlineError(self._too_late())
+                self._refuse(left, None)
+            if self._own_tokens >= (BEST_TOKENS if self._pace.best is None else PROVEN_TOKENS):
+                rate = max(_rate(self._own_tokens, self._own_seconds), self._pace.recent)
+                # At best what waits is shared out equally, and none of it ends sooner than this run, the longest.
+                if max(self._waiting / self._at_once, tokens) > rate * left:
+                    self._refuse(left, rate)
+            self._waiting -= tokens
+            return now if self._paces.warm and self._tokens >= PROVEN_TOKENS else None
 
-    def _too_late(self) -> str:
-        return (
-            f"{self.done} of {self._tokens} tokens were computed when the function's time was up: send the request "
-            "again, with fewer texts if it happens again"
+    def end(self, tokens: int, began: float | None) -> None:
+        """Take account of a run that has ended; `began` is what `begin` returned for it."""
+        now = time.monotonic()
+        with self._paces.lock:
+            self._paces.warm = True
+            if began is not None:
+                self._own_tokens += tokens
+                self._own_seconds += now - began
+                self._pace.add(tokens, now - began)
+
+    def _refuse(self, left: float, rate: float | None) -> NoReturn:
+        """Raise the error for a request that has so many seconds left, at a rate of each thread, if that decides."""
+        best = max(self._pace.best or 0.0, _rate(self._own_tokens, self._own_seconds))
+        if self._pace.best and self._seconds > 0 and self._tokens > best * self._at_once * self._seconds:
+            now = self._at_once * (best if rate is None else min(best, rate))
+            raise TooManyTokensError(
+                f"the texts have {self._tokens} tokens, and at {now:.0f} tokens/s the {self._seconds:.1f} s that the "
+                f"function has are enough for {int(now * self._seconds)}: send fewer texts a request, or raise the "
+                "function's timeout or memory"
+            )
+        computed = f"{self._tokens - self._waiting} of {self._tokens} tokens were computed"
+        again = "send the request again, with fewer texts if it happens again"
+        if rate is None:
+            raise DeadlineError(f"{computed} when the function's time was up: {again}")
+        raise DeadlineError(
+            f"{computed}, and at the {rate * self._at_once:.0f} tokens/s of now the {left:.1f} s that the function has "
+            f"left are not enough for the rest: {again}"
         )
+
+
+def _rate(tokens: float, seconds: float) -> float:
+    return tokens / max(seconds, 1e-9)

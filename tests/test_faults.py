@@ -37,7 +37,7 @@ from benchmarks.cgroups import Limits, limited, unavailable
 from export.manifest import file_entry
 from handler.artifact import MANIFEST, MODEL_FILES, TOKENIZER, ArtifactError, Manifest, open_artifact, parse_manifest
 from handler.embedder import Embedder
-from handler.pace import Pace
+from handler.pace import Paces
 from loader import app as loader
 from loader import store
 from loader.errors import VersionCorruptError
@@ -741,9 +741,9 @@ def test_a_process_killed_in_a_request_is_a_502_for_it_alone(start: Start, int8:
 
 
 def test_more_tokens_than_the_time_allows_are_refused_and_nobody_is_killed(start: Start, int8: Embedder) -> None:
-    local = start("--timeout", "1")
+    local = start("--timeout", "2")
     for _ in range(2):  # the very first request too
-        message = check_error(local.send("/embed", many(1000)), 413, "too_many_tokens")
+        message = check_error(local.send("/embed", many(1000, words=150)), 413, "too_many_tokens")
         found = re.search(r"the texts have (\d+) tokens, .* are enough for (\d+): send fewer", message)
         assert found, message
         tokens, enough = map(int, found.groups())
@@ -801,7 +801,7 @@ def test_a_pace_that_drops_in_a_request_is_503(load_app: LoadApp, int8: Embedder
     app = load_app()
     app.RESERVED_SECONDS = 0.0
     embedder = app.service.loaded_embedder()
-    embedder.pace.add(10**7, 1e-3)
+    embedder.paces.of(embedder.threads).add(10**7, 1e-3)
 
     class Context:
         aws_request_id = "one"
@@ -815,7 +815,7 @@ def test_a_pace_that_drops_in_a_request_is_503(load_app: LoadApp, int8: Embedder
     message = check_error(answer, 503, "deadline_exceeded")
     done, tokens = map(int, re.findall(r"(\d+) of (\d+) tokens", message)[0])
     assert 0 < done < tokens
-    embedder.pace = Pace()
+    embedder.paces = Paces()
     check_vector(ask(app), int8)
 
 
