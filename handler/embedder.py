@@ -291,9 +291,9 @@ class Embedder:
             return
         length = self.manifest.max_tokens
         try:
-            self._hidden(np.zeros((1, length), np.int64))
+            self._compute_text(length)
         except Exception as error:
-            self._hidden(np.zeros((1, 1), np.int64))
+            self._compute_text(1)
             raise ArtifactCorruptError(
                 f"{self.manifest.precisions[self.precision].file} cannot compute a text of {length} tokens, as the "
                 f"manifest's max_tokens has it: {error}: {REBUILD}"
@@ -305,18 +305,18 @@ class Embedder:
 
         Raises what onnxruntime raises, ArtifactCorruptError as `check_longest` does.
         """
+        feeds = {name: _FEEDS[name](ids) for name in self._inputs}
         try:
-            hidden = self._hidden(ids)
+            hidden = self._session.run(self._outputs, feeds)[0]
         except Exception:
             self.check_longest()
             raise
         pooled = pool(hidden, self.manifest.pooling)
         return normalize(pooled) if normalized else pooled
 
-    def _hidden(self, ids: npt.NDArray[np.int64]) -> Vectors:
-        """Token ids of shape (batch, length) to last hidden states of shape (batch, length, dimensions)."""
-        hidden: Vectors = self._session.run(self._outputs, {name: _FEEDS[name](ids) for name in self._inputs})[0]
-        return hidden
+    def _compute_text(self, length: int) -> None:
+        ids = np.zeros((1, length), np.int64)
+        self._session.run(self._outputs, {name: _FEEDS[name](ids) for name in self._inputs})
 
 
 def pool(hidden: Vectors, pooling: str) -> Vectors:

@@ -59,7 +59,9 @@ class Paces:
 
     def of(self, at_once: int) -> Pace:
         """The pace of each of so many runs at once."""
-        return self._paces.setdefault(at_once, Pace(at_once))
+        if at_once not in self._paces:
+            self._paces[at_once] = Pace(at_once)
+        return self._paces[at_once]
 
 
 class Budget:
