@@ -216,7 +216,8 @@ def test_cost_has_complete_rows(model_folder: Path, monkeypatch: pytest.MonkeyPa
         table, months, hours = cost.figures(replace(result, machine=zen_5))
         assert len(table.rows) == 2 * (3 if modelled else 1) + 3
         assert [cells[5] for cells in table.rows[-3:]] == ["20.00", "10.00", "130.00"]
-        assert [len(months.header), len(hours.rows)] == ([5, 2] if modelled else [3, 1])
+        assert [len(months.header), len(hours.rows)] == ([5, 2 + 2] if modelled else [3, 1 + 2])
+        assert [cells[3] for cells in hours.rows[-2:]] == ["2.84", "3.30"]
         for each in (table, months, hours):
             assert {len(cells) for cells in each.rows} == {len(each.header)}
     result.parameters["modelled_seconds"] = {}
