@@ -159,24 +159,28 @@ static int64_t count_of(const Input *input, const int64_t *quantities) {
     return (quantities[a->quantity] * a->times + a->plus) * (quantities[b->quantity] * b->times + b->plus);
 }
 
-/* What is wrong with the values of a constant; NULL if nothing. */
+/* What is wrong with the values of a constant; NULL if nothing. No loop ends early, so that each takes 16 bytes at once.
+   */
 static const char *wrong_values(const Kernel *kernel, size_t index) {
     const Input *input = &kernel->definition->inputs[index];
     const int64_t count = count_of(input, kernel->quantities);
+    int wrong = 0;
     if (input->type == FLOAT) {
         const float *values = kernel->constants[index];
-        for (int64_t i = 0; i < count; i++)
-            if (!(values[i] >= -LARGEST && values[i] <= LARGEST)) return "holds a number that is none, or beyond 1e12";
-    } else if (input->type == INT32) { /* sums of weights */
+        for (int64_t i = 0; i < count; i++) wrong |= !(__builtin_fabsf(values[i]) <= LARGEST);
+        return wrong ? "holds a number that is none, or beyond 1e12" : NULL;
+    }
+    if (input->type == INT32) { /* sums of weights */
         const int32_t *sums = kernel->constants[index];
-        const int64_t limit = 128 * LANES * kernel->quantities[INPUTS];
-        for (int64_t i = 0; i < count; i++)
-            if (sums[i] < -limit || sums[i] > limit) return "holds a sum that no int8 weights have";
-    } else if (input->type == INT64 && index > 0) { /* outlier channels, whose factors come before them */
+        const int32_t limit = (int32_t)(128 * LANES * kernel->quantities[INPUTS]);
+        for (int64_t i = 0; i < count; i++) wrong |= sums[i] < -limit || sums[i] > limit;
+        return wrong ? "holds a sum that no int8 weights have" : NULL;
+    }
+    if (input->type == INT64 && index > 0) { /* outlier channels, whose factors come before them */
         const int64_t *channels = kernel->constants[index];
         const int64_t limit = count_of(input - 1, kernel->quantities);
-        for (int64_t i = 0; i < count; i++)
-            if (channels[i] < 0 || channels[i] >= limit) return "names a channel that is not there";
+        for (int64_t i = 0; i < count; i++) wrong |= channels[i] < 0 || channels[i] >= limit;
+        return wrong ? "names a channel that is not there" : NULL;
     }
     return NULL;
 }
@@ -469,11 +473,11 @@ static Status *read_constants(Kernel *kernel, const KernelInfo *info) {
         error = api->KernelInfoGetConstantInput_tensor(info, i, &is_constant, &value);
         if (!error && !is_constant) error = complain(api, definition, input, "is not a constant");
         if (!error) error = read_input(api, definition, i, value, kernel->quantities, &kernel->constants[i]);
+        if (!error && kernel->quantities[INPUTS] > MOST_INPUTS_OF_A_PRODUCT / LANES)
+            error = complain(api, definition, input, "has too many inputs for sums of 32 bits");
         const char *problem = error ? NULL : wrong_values(kernel, i);
         if (problem) error = complain(api, definition, input, problem);
     }
-    if (!error && kernel->quantities[INPUTS] > MOST_INPUTS_OF_A_PRODUCT / LANES)
-        error = api->CreateStatus(FAIL, "a product has too many inputs for sums of 32 bits");
     return error;
 }
 

@@ -480,7 +480,7 @@ def test_what_does_not_fit_is_refused(
 
 def test_a_product_of_more_inputs_than_its_sums_hold_is_refused() -> None:
     inputs, _ = product_inputs(1, 65552, 32)
-    with pytest.raises(Exception, match="a product has too many inputs for sums of 32 bits"):
+    with pytest.raises(Exception, match="weight has too many inputs for sums of 32 bits"):
         run("Linear", inputs, ["y"])
 
 
