@@ -88,10 +88,7 @@ $(OPERATORS): .venv/serve $(wildcard kernels/*.py kernels/*.c kernels/*.h)
 	$(BIN)/python -m kernels
 	@touch $@
 
-# What else is in export/ makes no other model.
-NOT_THE_BUILD := $(addprefix export/,__main__.py deployment.py options.py package.py pins.py publish.py stub_library.py upload.py)
-
-$(MODEL): .venv/serve $(OPERATORS) $(filter-out $(NOT_THE_BUILD),$(wildcard export/*.py quantize/*.py)) handler/artifact.py
+$(MODEL): .venv/serve $(OPERATORS) $(wildcard artifact/*.py export/*.py quantize/*.py)
 	$(BIN)/python -m export --output $(MODELS)
 
 benchmarks: .venv/test $(MODEL) ## Measure all, write docs/benchmarks.md and the README's figures (well over an hour of a quiet machine)
@@ -99,21 +96,21 @@ benchmarks: .venv/test $(MODEL) ## Measure all, write docs/benchmarks.md and the
 	$(BIN)/python -m benchmarks all
 
 deploy: .venv/publish $(AWS)/.done $(MODEL) ## Build, deploy and publish (STACK=NAME ARCHITECTURE=arm64 PARAMETERS="A=B C=D")
-	@$(BIN)/python -m export.deployment
+	@$(BIN)/python -m deploy.stack
 	SAM_CLI_TELEMETRY=0 ARCHITECTURE=$(ARCHITECTURE) $(AWS)/bin/sam build --parameter-overrides Architecture=$(ARCHITECTURE) $(PARAMETERS)
 	SAM_CLI_TELEMETRY=0 $(AWS)/bin/sam deploy --stack-name $(STACK) --resolve-s3 --capabilities CAPABILITY_IAM \
 		--no-confirm-changeset --no-fail-on-empty-changeset --parameter-overrides Architecture=$(ARCHITECTURE) $(PARAMETERS)
-	case "$(PARAMETERS)" in *ModelStorage=package*) ;; *) $(BIN)/python -m export publish --stack $(STACK) ;; esac
+	case "$(PARAMETERS)" in *ModelStorage=package*) ;; *) $(BIN)/python -m deploy publish --stack $(STACK) ;; esac
 
 # What `sam build` calls, with the folder to fill in ARTIFACTS_DIR.
 build-EmbeddingFunction: $(OPERATORS)
-	$(PYTHON) -m export.package function $(ARTIFACTS_DIR) --architecture $(ARCHITECTURE)
+	$(PYTHON) -m deploy.package function $(ARTIFACTS_DIR) --architecture $(ARCHITECTURE)
 
 build-LoaderFunction:
-	$(PYTHON) -m export.package loader $(ARTIFACTS_DIR) --architecture $(ARCHITECTURE)
+	$(PYTHON) -m deploy.package loader $(ARTIFACTS_DIR) --architecture $(ARCHITECTURE)
 
 build-ModelLayer: $(MODEL)
-	$(BIN)/python -m export.package model $(ARTIFACTS_DIR)
+	$(BIN)/python -m deploy.package model $(ARTIFACTS_DIR)
 
 lock: .venv/test ## Write the versions now installed to constraints.txt
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu//' > constraints.txt

@@ -13,6 +13,7 @@ try:
     from rich.console import Console
     from rich.progress import Progress
 
+    from artifact.manifest import ArtifactError
     from benchmarks import (
         ablation,
         cold_start,
@@ -40,10 +41,10 @@ try:
     from benchmarks.readme import README, updated
     from benchmarks.results import FOLDER, Result, noise, tables
     from benchmarks.worker import WrongVectorsError
+    from deploy import DeployError
     from export import ExportError
     from export.source import DEFAULT_MODEL, fetch
     from export.texts import EXTREME, VERIFICATION_TEXTS
-    from handler.artifact import ArtifactError
 except ModuleNotFoundError as error:
     sys.exit(f"benchmarks: {error.name} is missing, install it with: pip install '.[export,local,benchmarks]'")
 
@@ -52,6 +53,12 @@ ALL = ("cold-start", "latency", "throughput", "quality", "memory", "cost", "load
 """What `all` measures: everything but the ablation, which is of the recipe and not of the artifact, and the cycles,
 which are modelled, with tools that few have."""
 MEMORY_REQUESTS = 10_000
+
+FAULTS = (
+    *(ArtifactError, CorpusError, DeployError, ExportError, WrongVectorsError),
+    *(cycles.CyclesError, load.LoadError),
+)
+"""What is told in a sentence."""
 
 
 def main() -> int:
@@ -67,7 +74,15 @@ def main() -> int:
             for line in report.write():
                 print(line)
             README.write_text(updated(README.read_text("utf-8")), "utf-8")
-    except (ArtifactError, CorpusError, cycles.CyclesError, ExportError, load.LoadError, WrongVectorsError) as error:
+    except (
+        ArtifactError,
+        CorpusError,
+        cycles.CyclesError,
+        DeployError,
+        ExportError,
+        load.LoadError,
+        WrongVectorsError,
+    ) as error:
         print(f"benchmarks: {error}", file=sys.stderr)
         return 1
     return 0
@@ -178,7 +193,10 @@ def _parse_arguments() -> argparse.Namespace:
         "--no-grid", dest="grid", action="store_false", help="of throughput: the corpus alone, not batches by length"
     )
     parser.add_argument(
-        "--words", type=int, metavar="N", help="of quality: so many of the vocabulary; default: all, which takes 15 min"
+        "--words",
+        type=int,
+        metavar="N",
+        help="quality: words of the vocabulary; default: all, which takes 15 min",
     )
     parser.add_argument("--requests", type=int, metavar="N", help=_REQUESTS)
     parser.add_argument("--rounds", type=int, default=5, metavar="N", help="default: %(default)s")

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from artifact.manifest import MODEL_FILES, Artifact, open_artifact
 from benchmarks.corpus import Corpus, Pairs
 from benchmarks.results import Figures, Result
 from export.manifest import file_entry
 from export.verify import compare
-from handler.artifact import MODEL_FILES, Artifact, open_artifact
 from handler.embedder import Embedder
 from quantize import PerTokenRecipe
 from quantize.vocabulary import pieces

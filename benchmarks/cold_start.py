@@ -18,8 +18,8 @@ from benchmarks import instructions, slow_files
 from benchmarks.contenders import CONTENDERS, OURS
 from benchmarks.results import Figures, Result
 from benchmarks.runtime import lambda_python, start_function
-from export import ExportError
-from export.package import LAMBDA_PYTHON, OWN_PYTHON, package
+from deploy import DeployError
+from deploy.package import LAMBDA_PYTHON, OWN_PYTHON, package
 
 FLOOR = "floor"
 """What no function on onnxruntime can do without: `import numpy, onnxruntime`."""
@@ -58,8 +58,8 @@ times = {"interpreter": time.perf_counter()}
 import awslambdaric.bootstrap
 times["runtime client"] = time.perf_counter()
 import os
-from handler import api, events, log, openai_api
-from handler.artifact import open_artifact
+from handler import embed_api, events, log, openai_api
+from artifact.manifest import open_artifact
 from handler.filecheck import FileCheck
 artifact = open_artifact(sys.argv[1])
 check = FileCheck(artifact, "int8")
@@ -211,7 +211,7 @@ def _prepare(python: str, folder: Path, files: str) -> None:
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("1")
     if files == SLOW:  # all but the model is read back
-        imports = [python, "-c", "import awslambdaric.bootstrap, handler.api, handler.events, handler.embedder"]
+        imports = [python, "-c", "import awslambdaric.bootstrap, handler.embed_api, handler.events, handler.embedder"]
         subprocess.run(imports, cwd=folder, env=_environment(), check=True)  # noqa: S603
 
 
@@ -219,7 +219,7 @@ def _function_python(folder: Path) -> tuple[str, str]:
     """Version and path of the Python for the function: Lambda's version, or else this one."""
     try:
         return LAMBDA_PYTHON, lambda_python(folder)
-    except ExportError:
+    except DeployError:
         return OWN_PYTHON, sys.executable
 
 

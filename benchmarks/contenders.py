@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from artifact.manifest import open_artifact
 from benchmarks.peers import (
     BATCH,
     Hidden,
@@ -33,7 +34,6 @@ from benchmarks.peers import (
     torch_int8,
     torch_int8_file,
 )
-from handler.artifact import open_artifact
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer

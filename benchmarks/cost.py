@@ -15,12 +15,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from artifact.manifest import open_artifact
 from benchmarks import cycles, instructions
 from benchmarks.cgroups import limited, unavailable
 from benchmarks.corpus import mixed_length, of_length
 from benchmarks.memory import function, url_event
 from benchmarks.results import FOLDER, Figures, Result
-from handler.artifact import open_artifact
 from handler.embedder import LAMBDA_MB_PER_VCPU, Embedder
 
 MEMORY_SIZES = (512, 1024, 1769, 3008)

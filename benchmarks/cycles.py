@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from artifact.manifest import open_artifact
 from benchmarks import emulation
 from benchmarks.latency import LENGTHS
 from benchmarks.results import Figures, Result
-from handler.artifact import open_artifact
 from kernels.__main__ import compile_operators
 
 LLVM = 19
@@ -152,7 +152,7 @@ def run(model_folder: Path, advance: Callable[[], None], lengths: Sequence[int] 
 
 
 def modelled_seconds(result: Result, cpu: str, tokens: Sequence[int]) -> float:
-    """What the operators take for texts of so many tokens, in one thread; interpolated between lengths."""
+    """What the operators take for texts of that many tokens, in one thread; interpolated between lengths."""
     cycles = Counter[int]()
     for row in result.rows:
         if row["cpu"] == cpu:

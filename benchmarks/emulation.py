@@ -76,7 +76,7 @@ CPUS = tuple(EMULATORS)
 
 
 class PreparationError(Exception):
-    """What the arm64 system needs cannot be had; the message says what."""
+    """The arm64 system cannot be made; the message says what is missing."""
 
 
 def missing(cpu: str) -> str | None:

@@ -17,7 +17,7 @@ TITLES: Mapping[str, str] = {
     "vnni": "AVX-512 VNNI",
     "neon": "NEON",
 }
-"""Of the choices, which are those of KERNELS_INSTRUCTIONS."""
+"""Titles of the choices, which are those of KERNELS_INSTRUCTIONS."""
 
 OF_THIS_CPU = tuple(
     name

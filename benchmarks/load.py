@@ -34,7 +34,7 @@ CONNECTIONS = 16
 """Kept alive; each has one request under way."""
 MEMORY_SAMPLES = 400
 FAULTS_KEPT = 10
-"""Of each sort with all that is known of them; the others are counted."""
+"""Failures of each sort that are stored whole; the others are counted."""
 STEP = 1.02
 """Ratio of neighbouring milliseconds in a histogram, so that a percentile is right within 1 %."""
 SHARES = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}

@@ -70,7 +70,7 @@ class Pool:
         """Embed TEXTS."""
         embedder = Embedder.load(model_folder)
         tokens = embedder.tokenize(TEXTS)
-        unit, raw = (embedder.run(tokens.ids, normalize) for normalize in (True, False))
+        unit, raw = (embedder.embed_tokens(tokens.ids, normalize) for normalize in (True, False))
         manifest = embedder.manifest
         lengths = [len(ids) for ids in tokens.ids]
         return cls(unit, raw, lengths, frozenset(tokens.truncated), manifest.model, manifest.version)

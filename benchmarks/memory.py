@@ -19,14 +19,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from artifact.manifest import open_artifact
 from benchmarks.cgroups import Limits, limited, unavailable
 from benchmarks.corpus import of_length
 from benchmarks.results import Figures, Result
-from handler.artifact import open_artifact
 from handler.limits import MAX_REQUEST_BYTES, max_texts
 
 BODY_BYTES = MAX_REQUEST_BYTES - 4096
-"""Of the largest bodies: Lambda counts what wraps them too."""
+"""Bytes that the largest bodies leave free: Lambda counts what wraps them too."""
 MEMORY_SIZE = 3008
 """MB that the function believes to have where nothing limits it: two threads."""
 

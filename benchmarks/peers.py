@@ -16,8 +16,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from artifact.manifest import MODEL_FILES, TOKENIZER, open_artifact
 from benchmarks.corpus import read_texts
-from handler.artifact import MODEL_FILES, TOKENIZER, open_artifact
 from handler.embedder import load_tokenizer
 from quantize.session import feed
 

@@ -35,7 +35,7 @@ Results: TypeAlias = Mapping[str, Result]
 """By benchmark."""
 
 GREY = "#808890"
-"""Of axes and text: contrast over 3.5 to white and to GitHub's dark page, #0d1117."""
+"""Colour of axes and text: contrast over 3.5 to white and to GitHub's dark page, #0d1117."""
 COLOURS = {
     "torch": "#b07aa1",
     "torch_int8": "#d3628a",

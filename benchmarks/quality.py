@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from scipy.stats import spearmanr
 
+from artifact.manifest import WEIGHTS_SUFFIX
 from benchmarks import vocabulary
 from benchmarks.contenders import CONTENDERS, REFERENCE, Vectors, available
 from benchmarks.corpus import Corpus, Pairs, Retrieval
 from benchmarks.results import Figures, Result
 from benchmarks.worker import Worker, workers
 from export.verify import compare
-from handler.artifact import WEIGHTS_SUFFIX
 
 TEN = 10
 EXTRAS = {

@@ -14,8 +14,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from artifact.manifest import MANIFEST, open_artifact, sha256
 from benchmarks.machine import describe_machine
-from handler.artifact import MANIFEST, open_artifact, sha256
 
 FOLDER = Path(__file__).parent / "results"
 

@@ -12,8 +12,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from export import ExportError
-from export.package import LAMBDA_PYTHON, ROOT, interpreter
+from deploy import DeployError
+from deploy.package import LAMBDA_PYTHON, ROOT, interpreter
 
 
 class Started(NamedTuple):
@@ -108,7 +108,7 @@ def start_function(
 def lambda_python(folder: Path, *packages: str) -> str:
     """Path of a Python of Lambda's version with the runtime client, in a virtual environment that is made in `folder`.
 
-    `packages` are further ones that it gets. Raises ExportError if this machine has no such Python, or pip cannot
+    `packages` are further ones that it gets. Raises DeployError if this machine has no such Python, or pip cannot
     install them.
     """
     subprocess.run([interpreter(LAMBDA_PYTHON), "-m", "venv", str(folder)], check=True)  # noqa: S603
@@ -117,7 +117,7 @@ def lambda_python(folder: Path, *packages: str) -> str:
     command += ["--constraint", str(ROOT / "constraints.txt"), *installed]
     ran = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
     if ran.returncode != 0:
-        raise ExportError(f"pip cannot install {', '.join(installed)}: {ran.stderr.strip().splitlines()[-1]}")
+        raise DeployError(f"pip cannot install {', '.join(installed)}: {ran.stderr.strip().splitlines()[-1]}")
     return python
 
 

@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from artifact.manifest import open_artifact
 from benchmarks import instructions, roofline
 from benchmarks.contenders import CONTENDERS, available
 from benchmarks.corpus import Corpus, of_length
 from benchmarks.results import Figures, Result
 from benchmarks.worker import Worker, check_vectors, workers
-from handler.artifact import open_artifact
 from handler.embedder import Embedder
 
 BATCHES = (1, 10, 100)

@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from artifact.manifest import open_artifact
 from benchmarks.results import Figures
 from benchmarks.worker import Worker
 from export.verify import cosines
 from export.words import FORMS, spread, words
-from handler.artifact import open_artifact
 from handler.embedder import load_tokenizer
 
 SET = "vocabulary"
@@ -29,7 +29,7 @@ LOWEST = 5
 
 
 def words_of(model_folder: Path, count: int | None) -> list[str]:
-    """The words of the artifact's vocabulary, or a fixed sample of so many."""
+    """The words of the artifact's vocabulary, or a fixed sample of that many."""
     found = words(load_tokenizer(open_artifact(model_folder)))
     return found if count is None else spread(found, count)
 

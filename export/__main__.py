@@ -1,19 +1,94 @@
-"""python -m export builds an artifact folder, python -m export publish puts its version into a deployed stack."""
+"""python -m export builds an artifact folder: source -> ONNX -> INT8 -> verified -> installed."""
 
 from __future__ import annotations
 
+import argparse
 import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+try:
+    from artifact import store
+    from artifact.manifest import MANIFEST, MODEL_FILES, TOKENIZER, VOCABULARY, Artifact, ArtifactError, Parity
+    from export import ExportError
+    from export.manifest import describe, summary, verified
+    from export.mapping import map_weights
+    from export.options import precisions
+    from export.pins import warning
+    from export.progress import Steps
+    from export.source import DEFAULT_MODEL, fetch, identify
+    from export.to_onnx import to_onnx
+    from export.verify import gate_texts, reference_vectors, verify
+    from export.wordpiece import split_wordpiece
+    from quantize import DEFAULT_RECIPE, RECIPES, QuantizationError, quantize
+except ModuleNotFoundError as error:
+    sys.exit(f"export: {error.name} is missing, install what the export needs with: pip install '.[export]'")
 
 
-def main() -> int:
-    # Imported where they are called, since each needs packages that the other does not.
-    if sys.argv[1:2] == ["publish"]:
-        from export import publish
+def main(command_line: Sequence[str] | None = None) -> int:
+    arguments = _parse_arguments(command_line)
+    try:
+        build(arguments)
+    except (ExportError, store.StoreError, QuantizationError, ArtifactError) as error:
+        print(f"export: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"export: cannot write {error.filename or arguments.output}: {error.strerror}", file=sys.stderr)
+        return 1
+    return 0
 
-        return publish.main(sys.argv[2:])
-    from export import build
 
-    return build.main(sys.argv[1:])
+def build(arguments: argparse.Namespace) -> None:
+    """The steps in order."""
+    steps = Steps(total=6)
+    model_folder = arguments.output / identify(arguments.model, arguments.model_id).split("/")[-1]
+    with store.staging(model_folder) as workdir:
+        built = workdir / "version"
+        built.mkdir()
+        with steps.step(f"get {arguments.model}", live=False):
+            source = fetch(arguments.model, arguments.model_id, arguments.revision, workdir)
+            (built / TOKENIZER).write_bytes(source.tokenizer.read_bytes())
+            wordpiece = split_wordpiece(built / TOKENIZER, built / VOCABULARY)
+        float32 = (built if "fp32" in arguments.precision else workdir) / MODEL_FILES["fp32"]
+        with steps.step("export to float32 ONNX"):
+            to_onnx(source.folder, float32, workdir)
+        with steps.step(f"quantize to INT8, recipe {arguments.recipe}") as advance:
+            if "int8" in arguments.precision:
+                int8 = built / MODEL_FILES["int8"]
+                quantize(float32, int8, source.tokenizer, source.max_tokens, arguments.recipe, advance)
+                map_weights(int8)
+        with steps.step("embed the verification texts with sentence-transformers"):
+            texts = gate_texts(source.tokenizer)
+            reference = reference_vectors(source.folder, texts)
+        draft = describe(source, built, reference.shape[1], arguments.recipe, wordpiece)
+        parities: dict[str, Parity] = {}
+        with steps.step("compare the artifact's vectors with them") as advance:
+            for precision in draft.precisions:
+                artifact = Artifact(str(built), draft)
+                parities[precision] = verify(artifact, precision, texts, reference, advance)
+        manifest = verified(draft, parities)
+        with steps.step(f"install version {manifest.version} in {model_folder}"):
+            (built / MANIFEST).write_bytes(manifest.to_json())
+            is_new = store.install(built, model_folder, manifest.version)
+    steps.console.print(summary(manifest))
+    print(f"{model_folder}: version {manifest.version} is in use{'' if is_new else ', unchanged'}")
+    if differs := warning(manifest):
+        print(differs, file=sys.stderr)
+
+
+def _parse_arguments(command_line: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m export",
+        description="Build an artifact folder.",
+        epilog="python -m deploy publish --help: put its version into a deployed stack.",
+    )
+    parser.add_argument("--model", default=DEFAULT_MODEL, metavar="ID|FOLDER", help="default: %(default)s")
+    parser.add_argument("--model-id", metavar="ID", help="which model a FOLDER holds; default: a copy of the default")
+    parser.add_argument("--revision", help="the hub's commit; default: the pinned one, else the newest")
+    parser.add_argument("--output", type=Path, default=Path("build/ml-models"), metavar="DIR", help="%(default)s")
+    parser.add_argument("--precision", type=precisions, default="int8,fp32", help="default: %(default)s")
+    parser.add_argument("--recipe", choices=RECIPES, default=DEFAULT_RECIPE, help="of INT8; default: %(default)s")
+    return parser.parse_args(command_line)
 
 
 if __name__ == "__main__":

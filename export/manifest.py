@@ -13,8 +13,7 @@ import orjson
 from rich import box
 from rich.table import Table
 
-from export.source import Source
-from handler.artifact import (
+from artifact.manifest import (
     FORMAT_VERSION,
     MODEL_FILES,
     TOKENIZER,
@@ -25,6 +24,7 @@ from handler.artifact import (
     Precision,
     sha256,
 )
+from export.source import Source
 from quantize import RECIPES
 
 TOOLS = ("onnx", "onnxruntime", "optimum", "optimum-onnx", "sentence-transformers", "tokenizers", "torch")

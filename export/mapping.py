@@ -8,7 +8,7 @@ import onnx
 from onnx import numpy_helper
 from onnx.external_data_helper import set_external_data
 
-from handler.artifact import WEIGHTS_SUFFIX
+from artifact.manifest import WEIGHTS_SUFFIX
 
 ALIGNMENT = 64
 """Bytes: a cache line, and the widest vector register."""

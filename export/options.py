@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from handler.artifact import MODEL_FILES
+from artifact.manifest import MODEL_FILES
 
 
 def precisions(value: str) -> list[str]:

@@ -10,8 +10,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from artifact.manifest import MODEL_FILES, WEIGHTS_SUFFIX, ArtifactError, Manifest, open_artifact
 from export.source import DEFAULT_MODEL
-from handler.artifact import MODEL_FILES, WEIGHTS_SUFFIX, ArtifactError, Manifest, open_artifact
 from quantize import DEFAULT_RECIPE
 
 INT8_FILES = (MODEL_FILES["int8"], MODEL_FILES["int8"] + WEIGHTS_SUFFIX)

@@ -11,10 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from artifact.manifest import Artifact, Parity, Precision
 from export import ExportError
 from export.texts import EXTREME, VERIFICATION_TEXTS
 from export.words import forms, spread, words
-from handler.artifact import Artifact, Parity, Precision
 from handler.embedder import Embedder
 
 Vectors: TypeAlias = npt.NDArray[np.float32]
@@ -31,7 +31,7 @@ class Bar:
 FLOAT32 = Bar(mean_cosine=0.99999, min_cosine=0.99999)
 """Float32 differs from torch by rounding alone."""
 BATCH_INDEPENDENT = Bar(mean_cosine=0.999, min_cosine=0.995)
-"""Of each text by itself. No text may be served badly, so the minimum is what counts."""
+"""Minimum cosine of each text by itself. No text may be served badly, so the minimum is what counts."""
 BATCH_DEPENDENT = Bar(mean_cosine=0.985, min_cosine=0.93)
 """What the dynamic recipes hold."""
 

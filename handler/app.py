@@ -9,15 +9,16 @@ from typing import Any
 
 import orjson
 
-from handler import api, events, log, openai_api, service
-from handler.artifact import ArtifactError
+from artifact.manifest import ArtifactError
+from handler import embed_api, events, log, openai_api, service
 from handler.errors import MethodNotAllowedError, UnknownRouteError, describe, status_of
 from handler.events import Answer, HttpRequest
 from handler.log import Record
 from handler.settings import ConfigurationError, Surroundings
+from handler.validation import shorten
 
 RESERVED_SECONDS = 0.25
-"""Of the function's time, kept for writing the answer."""
+"""Seconds of the function's time that are kept for writing the answer."""
 
 EXITS = (KeyboardInterrupt, SystemExit)
 """What ends the process and is no fault."""
@@ -62,7 +63,7 @@ def lambda_handler(event: Any, context: Any) -> Any:
 def _invoke(event: Any, record: Record, deadline: float | None) -> Any:
     record.route = "invoke"
     try:
-        body = service.embed(api.parse(event), record, deadline)
+        body = service.embed(embed_api.parse(event), record, deadline)
     except EXITS:
         raise
     except BaseException as error:
@@ -83,7 +84,7 @@ Route = Callable[[HttpRequest, Record, float | None], Answer]
 
 
 def _post_embed(request: HttpRequest, record: Record, deadline: float | None) -> Answer:
-    return Answer(service.embed(api.parse(request.json()), record, deadline))
+    return Answer(service.embed(embed_api.parse(request.json()), record, deadline))
 
 
 def _post_embeddings(request: HttpRequest, record: Record, deadline: float | None) -> Answer:
@@ -143,7 +144,7 @@ def _route(request: HttpRequest, record: Record) -> Route:
     methods = ROUTES.get(path)
     if methods is None:
         raise UnknownRouteError(
-            f"no route {api.shorten(request.path)}: POST /embed and POST /v1/embeddings embed, GET /docs tells of all"
+            f"no route {shorten(request.path)}: POST /embed and POST /v1/embeddings embed, GET /docs tells of all"
         )
     allow = ", ".join([*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"])
     if request.method == "OPTIONS":
@@ -151,7 +152,7 @@ def _route(request: HttpRequest, record: Record) -> Route:
         return lambda *_: Answer(b"", 204, headers={"allow": allow})
     found = methods.get("GET" if request.method == "HEAD" else request.method)
     if found is None:
-        raise MethodNotAllowedError(f"{path} does not answer {api.shorten(request.method)}: send {allow}", allow)
+        raise MethodNotAllowedError(f"{path} does not answer {shorten(request.method)}: send {allow}", allow)
     record.route = f"{request.method} {path}"
     return found
 

@@ -17,7 +17,7 @@ from tokenizers import Encoding, Tokenizer
 from tokenizers.decoders import WordPiece
 from tokenizers.models import WordPiece as WordPieceModel
 
-from handler.artifact import REBUILD, Artifact, ArtifactCorruptError, ArtifactError, Manifest, open_artifact
+from artifact.manifest import REBUILD, Artifact, ArtifactCorruptError, ArtifactError, Manifest, open_artifact
 from handler.errors import BadVectorError, TooManyTokensError
 from handler.filecheck import FileCheck
 from handler.pace import Budget, Paces
@@ -38,7 +38,7 @@ TOKENS_PER_RUN = 384
 fewer runs save."""
 
 PREFIX_CHARACTERS = 2048
-"""Of a longer text only so much is tokenized, if that gives enough tokens: a request of 6 MB of punctuation would
+"""Characters of a longer text that are tokenized, if they give enough tokens: a request of 6 MB of punctuation would
 otherwise take ten seconds and gigabytes for 256 tokens."""
 
 PREFIX_MARGIN = 128
@@ -46,14 +46,14 @@ PREFIX_MARGIN = 128
 WordPiece makes at most 100 tokens of a word (`max_input_chars_per_word`)."""
 
 CHARACTERS_AT_ONCE = 1 << 18
-"""Of texts that are tokenized together. The tokenizer keeps over a hundred bytes of each token, also of those beyond
-the model's maximum, and a character can be a token: a request's texts all at once could take a gigabyte."""
+"""Characters of the texts that are tokenized together. The tokenizer keeps over a hundred bytes of each token, also of
+those beyond the model's maximum, and a character can be a token: all texts at once could take a gigabyte."""
 
 IDS_AT_ONCE = 1 << 14
-"""Of token ids whose texts are tokenized together: few, so that after a refused array little more is done."""
+"""Token ids whose texts are tokenized together: few, so that little more is done after a refused array."""
 
 NORM_TOLERANCE = 1e-3
-"""Of the squared norm of a unit vector; float32 stays within 1e-6."""
+"""Tolerance of the squared norm of a unit vector; float32 stays within 1e-6."""
 
 LAMBDA_MB_PER_VCPU = 1769
 """Lambda memory that buys one vCPU (AWS Lambda Developer Guide, "Configure Lambda function memory")."""
@@ -156,10 +156,10 @@ class Embedder:
         Texts of one token length share a run, so nothing is padded and no token attends to padding; runs are shared
         out among the threads, the longest first. Texts longer than the model's maximum are cut there. Lone
         surrogates, which no tokenizer can encode, count as U+FFFD.
-        Raises TypeError if `texts` is a str or holds anything but str, BadVectorError as `run` does.
+        Raises TypeError if `texts` is a str or holds anything but str, BadVectorError as `embed_tokens` does.
         """
         tokens = self.tokenize(texts)
-        return Embeddings(self.run(tokens.ids), [len(ids) for ids in tokens.ids], tokens.truncated)
+        return Embeddings(self.embed_tokens(tokens.ids), [len(ids) for ids in tokens.ids], tokens.truncated)
 
     def tokenize(
         self, texts: Sequence[str], counted_characters: int | None = None, deadline: float | None = None
@@ -241,7 +241,7 @@ class Embedder:
             counts += [_count(encoding) for encoding in encodings]
         return Tokens(ids, counts)
 
-    def run(
+    def embed_tokens(
         self, ids: Sequence[Sequence[int]], normalize: bool | None = None, deadline: float | None = None
     ) -> Vectors:
         """Token ids to vectors, float32 of shape (n, dimensions).
@@ -251,7 +251,7 @@ class Embedder:
         Raises BadVectorError if a vector is not finite or has a wrong norm; TooManyTokensError if so many tokens have
         never been computed in so much time here; DeadlineError if they cannot be done in it now.
         """
-        normalize = self.manifest.normalize if normalize is None else normalize
+        unit = self.manifest.normalize if normalize is None else normalize
         lengths = [len(text) for text in ids]
         vectors = np.empty((len(ids), self.manifest.dimensions), np.float32)
         runs = list(_runs(lengths, TOKENS_PER_RUN if self._group_texts else 0))[::-1]
@@ -262,14 +262,14 @@ class Embedder:
         until = float("inf") if deadline is None else deadline
         budget = Budget(self.paces, self.threads, list(map(tokens_of_run, runs)), until)
 
-        def embed_run(rows: list[int]) -> None:
+        def infer(rows: list[int]) -> None:
             tokens = tokens_of_run(rows)
             began = budget.begin(tokens)
-            vectors[rows] = self._embed_run(np.array([ids[row] for row in rows], np.int64), normalize)
+            vectors[rows] = self._infer(np.array([ids[row] for row in rows], np.int64), unit)
             budget.end(tokens, began)
 
-        _for_each(embed_run, runs, self.threads)
-        check_vectors(vectors, normalize)
+        _for_each(infer, runs, self.threads)
+        check_vectors(vectors, unit)
         return vectors
 
     def _shorten(self, text: str, size: int) -> str:
@@ -300,7 +300,7 @@ class Embedder:
             ) from error
         self._longest_done = True
 
-    def _embed_run(self, ids: npt.NDArray[np.int64], normalized: bool) -> Vectors:
+    def _infer(self, ids: npt.NDArray[np.int64], unit: bool) -> Vectors:
         """Token ids of shape (batch, length) to vectors of shape (batch, dimensions).
 
         Raises what onnxruntime raises, ArtifactCorruptError as `check_longest` does.
@@ -312,7 +312,7 @@ class Embedder:
             self.check_longest()
             raise
         pooled = pool(hidden, self.manifest.pooling)
-        return normalize(pooled) if normalized else pooled
+        return unit_rows(pooled) if unit else pooled
 
     def _compute_text(self, length: int) -> None:
         ids = np.zeros((1, length), np.int64)
@@ -331,7 +331,7 @@ def pool(hidden: Vectors, pooling: str) -> Vectors:
     return average
 
 
-def normalize(vectors: Vectors) -> Vectors:
+def unit_rows(vectors: Vectors) -> Vectors:
     """Divide each row by its Euclidean norm, at least 1e-12 (torch.nn.functional.normalize)."""
     norms = np.sqrt((vectors * vectors).sum(axis=1, keepdims=True))
     unit: Vectors = vectors / np.maximum(norms, np.float32(1e-12))
@@ -441,7 +441,7 @@ def _register_operators(options: onnxruntime.SessionOptions, version: int, folde
 
 
 def _for_each(work: Callable[[list[int]], None], runs: Sequence[list[int]], threads: int) -> None:
-    """Call `work` with each run, in so many threads. The first exception ends it: runs not yet begun are dropped."""
+    """Call `work` with each run, in `threads` threads. The first exception ends it: runs not yet begun are dropped."""
     threads = min(threads, len(runs))
     if threads < 2:
         for run in runs:

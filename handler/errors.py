@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from handler.artifact import ArtifactError
+from artifact.manifest import ArtifactError
 from handler.settings import ConfigurationError
 
 
@@ -96,6 +96,6 @@ def describe(error: BaseException, request_id: str) -> dict[str, Any]:
     """
     status = status_of(error)
     unforeseen = status is STATUS[BaseException]
-    message = "the function has a fault: its log tells more under this request id" if unforeseen else str(error)
+    message = "internal error; search the function's log for this request id" if unforeseen else str(error)
     fault = {"message": message, "type": status.type, "param": getattr(error, "param", None), "code": status.code}
     return {"error": fault, "request_id": request_id}

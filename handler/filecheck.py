@@ -9,16 +9,16 @@ import threading
 import zlib
 from os.path import join
 
-from handler.artifact import REBUILD, Artifact, ArtifactCorruptError
+from artifact.manifest import REBUILD, Artifact, ArtifactCorruptError
 
 CHUNK_BYTES = 1 << 20
-"""Of one read of a file that is not in the page cache."""
+"""Bytes of one read of a file that is not in the page cache."""
 
 READERS = 4
 """Threads that read such a file."""
 
 PIECE_BYTES = 4 << 20
-"""Of one read of a file that is there: each may wait 5 ms for Python's lock before and after."""
+"""Bytes of one read of a cached file: each read may wait 5 ms for Python's lock before and after."""
 
 
 class FileCheck:

@@ -1,21 +1,21 @@
-"""What a request may ask for. `GET /info` and README.md state all of it."""
+"""What a request may ask for. `GET /info` and docs/api.md state all of it."""
 
 from __future__ import annotations
 
 MAX_REQUEST_BYTES = 6 * 1024 * 1024
-"""Of a body. Lambda's limit for a whole event (AWS Lambda Developer Guide, "Lambda quotas")."""
+"""Maximum size of a body: Lambda's limit for a whole event (AWS Lambda Developer Guide, "Lambda quotas")."""
 
 MAX_RESPONSE_BYTES = 6 * 1024 * 1024 - 4096
-"""Of a body as the string that it becomes in Lambda's result, less what wraps it there. Lambda's limit as above."""
+"""Maximum size of a response's body as the string that it becomes in Lambda's result, less what wraps it there."""
 
 MAX_TEXTS = 2048
-"""In one request, as OpenAI has it (API reference, "Create embeddings")."""
+"""Maximum texts of a request, as OpenAI has it (API reference, "Create embeddings")."""
 
 MAX_TEXT_CHARACTERS = 1 << 20
-"""Of one text. A word so long, of which nothing is cut before it is tokenized, takes half a second."""
+"""Maximum characters of a text. One word of this length, which is tokenized whole, takes half a second."""
 
 MAX_TOKEN_IDS = 8192
-"""In one array, as OpenAI's models read them. More than this model reads, so that they are cut like text."""
+"""Maximum token ids in an array, as OpenAI's models read them; beyond this model's maximum they are cut as text is."""
 
 BYTES_PER_NUMBER = 14
 """Upper estimate for one component as shortest float32 decimal with its comma; measured vectors take 12 to 13."""
@@ -28,7 +28,7 @@ ENCODINGS = ("float", "base64")
 
 
 def max_texts(dimensions: int, encoding: str = "float") -> int:
-    """How many vectors of that many dimensions are allowed in one response and surely fit into it.
+    """How many vectors of a number of dimensions are allowed in one response and surely fit into it.
 
     >>> max_texts(384), max_texts(384, "base64")
     (1152, 2048)

@@ -28,7 +28,7 @@ METRICS = {
 """Fields of the line that are metrics too, and their units."""
 
 TEXT_CHARACTERS = 200
-"""Of a text that are logged, where texts are logged at all."""
+"""Characters of a text that are logged, if texts are logged."""
 
 
 class Record:

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from handler.api import (
-    EmbedRequest,
-    Outcome,
-    check_fields,
-    check_model,
-    check_object,
-    check_text,
-    kind,
-    option,
-    texts_of,
-)
-from handler.artifact import Manifest
+from artifact.manifest import Manifest
 from handler.errors import InvalidRequestError, TooLargeError
 from handler.limits import ENCODINGS, MAX_TEXTS
+from handler.requests import EmbedRequest, Outcome, check_model
+from handler.validation import check_fields, check_object, check_text, kind, option, texts_of
 
 _FIELDS = ("input", "model", "encoding_format", "dimensions", "user", "truncate")
 

@@ -10,22 +10,22 @@ from typing import NoReturn
 from handler.errors import DeadlineError, TooManyTokensError
 
 PROVEN_TOKENS = 384
-"""Of its own that a request has computed before the pace decides about it: a full run. What has fewer is not measured:
-its runs are small, and slower a token."""
+"""Tokens that a request computes before the pace decides about it: a full run. A smaller request is not measured, since
+its runs are small and slower a token."""
 
 BEST_TOKENS = 4096
-"""Over which the best pace is measured: many runs, since one may be fast by chance."""
+"""Tokens over which the best pace is measured: many runs, since one may be fast by chance."""
 
 HALF_LIFE = 3.0
 """Seconds of computing after which what was measured counts half."""
 
 
 class Pace:
-    """Measured speed of one thread while so many compute at once."""
+    """Measured speed of one thread while `at_once` threads compute."""
 
     def __init__(self, at_once: int) -> None:
         self.best: float | None = None
-        """Tokens per second, the most over BEST_TOKENS; None until there were so many."""
+        """Tokens per second, the most over BEST_TOKENS; None until that many were computed."""
         self._half_life = HALF_LIFE * at_once  # each of them adds its seconds
         self._tokens = self._seconds = 0.0
         self._stretch_tokens = self._stretch_seconds = 0.0
@@ -58,7 +58,7 @@ class Paces:
         self._paces: dict[int, Pace] = {}
 
     def of(self, at_once: int) -> Pace:
-        """The pace of each of so many runs at once."""
+        """The pace of each of `at_once` runs that are computed together."""
         if at_once not in self._paces:
             self._paces[at_once] = Pace(at_once)
         return self._paces[at_once]
@@ -78,7 +78,7 @@ class Budget:
         self._own_tokens = self._own_seconds = 0.0
 
     def begin(self, tokens: int) -> float | None:
-        """Take account of a run of so many tokens that begins: its time, for `end`; None if it is not measured.
+        """Take account of a run that begins: its time, for `end`; None if it is not measured.
 
         Raises DeadlineError if the time is up, or too short for what has not begun by the better of two paces: the
         request's own and the recent one. Before it has shown its own, and, if no best pace is known, that one, no
@@ -109,7 +109,7 @@ class Budget:
                 self._pace.add(tokens, now - began)
 
     def _refuse(self, left: float, rate: float | None) -> NoReturn:
-        """Raise the error for a request that has so many seconds left, at a rate of each thread, if that decides."""
+        """Raise the error for a request with `left` seconds left; `rate` is each thread's, None if the time is up."""
         best = max(self._pace.best or 0.0, _rate(self._own_tokens, self._own_seconds))
         if self._pace.best and self._seconds > 0 and self._tokens > best * self._at_once * self._seconds:
             now = self._at_once * (best if rate is None else min(best, rate))

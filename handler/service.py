@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import orjson
 
-from handler import api, log
-from handler.api import EmbedRequest, Outcome
-from handler.artifact import open_artifact
+from artifact.manifest import open_artifact
+from handler import log
 from handler.errors import TooLargeError
 from handler.filecheck import FileCheck
 from handler.limits import MAX_RESPONSE_BYTES, escaped_size
+from handler.requests import EmbedRequest, Outcome, encode
 from handler.settings import Settings
 
 if TYPE_CHECKING:
@@ -64,10 +64,10 @@ def embed(request: EmbedRequest, record: log.Record, deadline: float | None) -> 
     truncated = tokens.truncated
     record.tokens, record.truncated = sum(map(len, tokens.ids)), len(truncated)
     record.end_phase("tokenize")
-    vectors = embedder.run(tokens.ids, request.normalize, deadline)
+    vectors = embedder.embed_tokens(tokens.ids, request.normalize, deadline)
     record.end_phase("run")
     latency = round(record.seconds, 6)
-    outcome = Outcome(api.encode(vectors, request.encoding), record.tokens, truncated, manifest, latency)
+    outcome = Outcome(encode(vectors, request.encoding), record.tokens, truncated, manifest, latency)
     body = orjson.dumps(request.render(outcome), option=orjson.OPT_SERIALIZE_NUMPY)
     if (size := escaped_size(body)) > MAX_RESPONSE_BYTES:
         raise TooLargeError(f"the response of {size} bytes exceeds Lambda's {MAX_RESPONSE_BYTES}: send fewer texts")

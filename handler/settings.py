@@ -1,4 +1,4 @@
-"""The environment variables of the function. README.md documents each of them in one table."""
+"""The environment variables of the function. docs/operating.md documents each of them in one table."""
 
 from __future__ import annotations
 

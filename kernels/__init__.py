@@ -13,12 +13,11 @@ if TYPE_CHECKING:
     import onnxruntime
 
 VERSION = 4
-"""Of the operators that the library has. It grows whenever they give other bits or read other inputs, and a model
-file says which it needs."""
+"""Version of the operators, raised by every change of their results or inputs. A model file says which it needs."""
 
 
 class OperatorsError(Exception):
-    """The operators cannot be had; the message names the library and the remedy."""
+    """The operators cannot be loaded; the message names the library and the remedy."""
 
 
 def library(system: str, machine: str) -> str:

@@ -1,6 +1,8 @@
 /* What the operators ask of an instruction set: the jobs, and the table of functions that do them.
 
-   Each instruction set has a file, compiled for it alone, that says how bytes are multiplied and includes the rest. */
+   Each instruction set has a file, compiled for it alone, that says how bytes are multiplied and includes the rest. Sizes
+   of blocks have the names that BLIS gives them (Van Zee and van de Geijn, 2015): MR rows by NR columns of a product
+   have their sums in registers, MC rows are a panel, which stays in a cache. */
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -19,8 +21,8 @@
 /* quantize/linear.py tells why it is not 255. */
 #define LARGEST_CODE 191.0f
 
-/* Numbers beyond it count as none: constants are refused, and a row that has one is none. So what is computed of the
-   rest stays finite in float32: 2^31 LARGEST^2 does. Those of trained encoders stay below 1e4. */
+/* Numbers beyond it count as NaN: a constant is refused, and a row becomes NaN. So all that is computed of other rows
+   is finite in float32, 2^31 LARGEST^2 at most. Trained encoders stay below 1e4. */
 #define LARGEST 1e12f
 
 enum { LANES = 16 };
@@ -33,17 +35,17 @@ typedef int8_t SignedBytes __attribute__((ext_vector_type(LANES)));
 typedef uint8_t Bytes __attribute__((ext_vector_type(LANES)));
 
 enum {
-    QUAD = 4,                           /* inputs whose products one instruction adds up */
-    BLOCK = 32,                         /* columns that lie together in the weights: two registers of AVX-512 */
-    PANEL = 48,                         /* rows that a block of columns is multiplied by before the next one is read */
-    AHEAD = 8192,                       /* bytes by which weights are fetched early */
+    QUAD = 4,     /* inputs whose products one instruction adds up */
+    BLOCK = 32,   /* columns that lie together in the weights: two registers of AVX-512 */
+    MC = 48,      /* rows of a panel, by which a block of columns is multiplied before the next one */
+    AHEAD = 8192, /* bytes by which weights are fetched early */
     MOST_INPUTS_OF_A_PRODUCT = 1 << 16, /* whose sums, and 128 times those of their weights, fit into 32 bits */
 };
 
 typedef struct Normalization {
     int64_t size;
     float epsilon;
-    const float *gain, *shift;
+    const float *gamma, *beta;
 } Normalization;
 
 /* Where rows of codes and of the rest go. */
@@ -59,7 +61,7 @@ typedef struct Embed {
     int64_t texts, tokens;
     const int64_t *ids;
     const int8_t *words;
-    const float *word_scales, *channel_scales, *places;
+    const float *word_scales, *channel_scales, *positions;
     Normalization normalization;
     float *y;
     Coding coding;
@@ -71,11 +73,11 @@ typedef struct Product {
     const int8_t *weight;
     const int32_t *sums;
     const float *rest, *scale, *bias, *rest_weight;
-    uint8_t *room; /* for a panel's codes, where the arithmetic asks for it */
+    uint8_t *workspace; /* of a panel's codes, where needs_workspace says so */
 } Product;
 
 typedef struct AddNormalize {
-    const float *stream;
+    const float *residual;
     Normalization normalization;
     float *y;
     const Coding *coding; /* NULL: none */
@@ -86,17 +88,17 @@ typedef struct Attention {
     float alpha;
     const float *qkv;
     Coding coding;
-    void *room; /* of attention_room bytes */
+    void *workspace; /* of attention_workspace bytes */
 } Attention;
 
 typedef struct Arithmetic {
     void (*embed)(const Embed *);
     void (*linear)(const Product *, float *y);
     void (*linear_add_normalize)(const Product *, const AddNormalize *);
-    void (*linear_gelu_quantize)(const Product *, const Coding *, float *room);
+    void (*linear_gelu_quantize)(const Product *, const Coding *, float *workspace);
     void (*quantize)(const Coding *, const float *x, int64_t rows);
     void (*attend)(const Attention *);
-    int needs_room; /* in Product, of a byte a code of a panel */
+    int needs_workspace; /* whether products need a byte for each code of a panel */
 } Arithmetic;
 
 /* What a row's rest has before its outlier channels. */
@@ -107,7 +109,7 @@ static INLINE int64_t padded(int64_t count) { return (count + LANES - 1) / LANES
 
 /* Bytes of a head's queries, keys and values, of the codes of LANES rows of weights, and of the averages of all heads
    (attention.h). */
-static INLINE int64_t attention_room(int64_t tokens, int64_t heads, int64_t size) {
+static INLINE int64_t attention_workspace(int64_t tokens, int64_t heads, int64_t size) {
     const int64_t rows = padded(tokens), of_a_head = rows * (size + 14) + (2 + LANES) * size;
     return (int64_t)sizeof(float) * (of_a_head + rows * heads * size);
 }

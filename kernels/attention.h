@@ -46,7 +46,7 @@ typedef struct Head {
     float *highest;               /* score of each group of keys, then the group's scale: (rows / GROUP, LANES) */
     int32_t *sums;                /* of codes, then those times -VALUE_SHIFT: (rows / GROUP, LANES) */
     float *averages;              /* (size, LANES) */
-    float finite;                 /* 0, or not a number if a query or a key is none */
+    float finite;                 /* 0, or NaN if a query or a key is not finite */
 } Head;
 
 static INLINE Ints load_ints(const int32_t *from) {
@@ -66,14 +66,14 @@ static INLINE float reach(const float *row, const int64_t size, const float larg
     return found;
 }
 
-static INLINE void encode_query_and_key(Head *of, const int64_t size, const int64_t token, const int64_t channels,
+static INLINE void encode_query_and_key(Head *head, const int64_t size, const int64_t token, const int64_t channels,
                                         const float alpha) {
-    const float *query = of->qkv + token * of->stride, *key = query + channels;
-    int32_t *to = of->queries + token / LANES * LANES * size / QUAD + token % LANES;
+    const float *query = head->qkv + token * head->stride, *key = query + channels;
+    int32_t *to = head->queries + token / LANES * LANES * size / QUAD + token % LANES;
     float to_query, to_key;
     Floats total = {}, finite = {};
-    of->query_scales[token] = reach(query, size, LARGEST_QUERY, &to_query) * (alpha / LARGEST_QUERY);
-    of->key_scales[token] = reach(key, size, LARGEST_KEY, &to_key) * (1.0f / LARGEST_KEY);
+    head->query_scales[token] = reach(query, size, LARGEST_QUERY, &to_query) * (alpha / LARGEST_QUERY);
+    head->key_scales[token] = reach(key, size, LARGEST_KEY, &to_key) * (1.0f / LARGEST_KEY);
     for (int64_t d = 0; d < size; d += LANES) {
         const Floats shifted = fma(load(query + d), all(to_query), all(ROUND + QUERY_SHIFT));
         const Floats rounded = fma(load(key + d), all(to_key), all(ROUND));
@@ -83,51 +83,51 @@ static INLINE void encode_query_and_key(Head *of, const int64_t size, const int6
         __builtin_memcpy(quads, &codes, sizeof quads);
         UNROLL
         for (int i = 0; i < LANES / QUAD; i++) to[(d / QUAD + i) * LANES] = quads[i];
-        __builtin_memcpy(of->keys + token * size + d, &key_codes, sizeof key_codes);
+        __builtin_memcpy(head->keys + token * size + d, &key_codes, sizeof key_codes);
         total += rounded - ROUND;
         finite = fma(shifted, all(0), finite);
     }
     const float sum = sum_of_lanes(total + finite);
-    of->key_starts[token] = sum == sum ? -QUERY_SHIFT * (int32_t)sum : 0;
-    of->finite += (sum + number(of->query_scales[token]) + number(of->key_scales[token])) * 0;
+    head->key_starts[token] = sum == sum ? -QUERY_SHIFT * (int32_t)sum : 0;
+    head->finite += (sum + number(head->query_scales[token]) + number(head->key_scales[token])) * 0;
 }
 
 /* Codes of LANES channels of the values. */
-static INLINE void encode_values(Head *of, const int64_t size, const int64_t channel, const float *values) {
+static INLINE void encode_values(Head *head, const int64_t size, const int64_t channel, const float *values) {
     Floats lowest = load(values), highest = lowest;
-    for (int64_t token = 1; token < of->tokens; token++) {
-        const Floats value = load(values + token * of->stride);
+    for (int64_t token = 1; token < head->tokens; token++) {
+        const Floats value = load(values + token * head->stride);
         lowest = smaller(value, lowest);
         highest = larger(value, highest);
     }
     const Floats middle = (lowest + highest) * 0.5f, half = highest - middle;
     const Floats inverse = half > SMALLEST_RANGE ? LARGEST_VALUE / half : 0;
-    store(of->middle + channel, middle);
+    store(head->middle + channel, middle);
     Floats finite = {};
-    for (int64_t token = 0; token < padded(of->tokens); token += KEYS) {
+    for (int64_t token = 0; token < padded(head->tokens); token += KEYS) {
         Words word = {};
-        for (int64_t i = 0; i < KEYS && token + i < of->tokens; i++) {
-            const Floats value = load(values + (token + i) * of->stride) - middle;
+        for (int64_t i = 0; i < KEYS && token + i < head->tokens; i++) {
+            const Floats value = load(values + (token + i) * head->stride) - middle;
             const Words code = (Words)fma(value, inverse, all(ROUND + VALUE_SHIFT)) & (KEYS == 4 ? 0xff : 0xffff);
             word |= code << (32 / KEYS * i);
             finite = fma(value, all(0), finite);
         }
-        store_ints(of->values + token / KEYS * size + channel, (Ints)word);
+        store_ints(head->values + token / KEYS * size + channel, (Ints)word);
     }
-    store(of->value_scales + channel, fma(half, all(1.0f / LARGEST_VALUE), finite));
+    store(head->value_scales + channel, fma(half, all(1.0f / LARGEST_VALUE), finite));
 }
 
 /* Scores and codes of `count` keys of a group from `first` on; other keys of it get none. */
-static INLINE void weigh(Head *of, const int64_t size, const int64_t query, const int64_t first, const int count) {
-    const int32_t *queries = of->queries + query * size / QUAD;
-    int32_t *codes = of->codes + first / KEYS * LANES;
-    const Floats scale = load(of->query_scales + query);
+static INLINE void weigh(Head *head, const int64_t size, const int64_t query, const int64_t first, const int count) {
+    const int32_t *queries = head->queries + query * size / QUAD;
+    int32_t *codes = head->codes + first / KEYS * LANES;
+    const Floats scale = load(head->query_scales + query);
     Floats scores[GROUP], highest = all(-__builtin_inff());
     Ints products[GROUP];
     Words total = {};
-    score(queries, of->keys + first * size, of->key_starts + first, count, size, products);
+    score(queries, head->keys + first * size, head->key_starts + first, count, size, products);
     for (int key = 0; key < count; key++) {
-        scores[key] = __builtin_convertvector(products[key], Floats) * of->key_scales[first + key];
+        scores[key] = __builtin_convertvector(products[key], Floats) * head->key_scales[first + key];
         highest = larger(scores[key], highest);
     }
     for (int key = 0; key < GROUP; key += KEYS) {
@@ -140,32 +140,32 @@ static INLINE void weigh(Head *of, const int64_t size, const int64_t query, cons
         }
         store_ints(codes + key / KEYS * LANES, (Ints)(word - WITHOUT_CODES));
     }
-    store(of->highest + first / GROUP * LANES, highest);
-    store_ints(of->sums + first / GROUP * LANES, (Ints)(total - GROUP * ROUND_BITS));
+    store(head->highest + first / GROUP * LANES, highest);
+    store_ints(head->sums + first / GROUP * LANES, (Ints)(total - GROUP * ROUND_BITS));
 }
 
 /* LANES queries from `query` on, into rows of y, which may be more than the text has. */
-static INLINE void attend_group(Head *of, const int64_t size, const int64_t query, float *y, const int64_t y_step) {
-    const int64_t whole = of->tokens / GROUP * GROUP, groups = padded(of->tokens) / GROUP;
-    for (int64_t first = 0; first < whole; first += GROUP) weigh(of, size, query, first, GROUP);
-    if (whole < of->tokens) weigh(of, size, query, whole, (int)(of->tokens - whole));
+static INLINE void attend_group(Head *head, const int64_t size, const int64_t query, float *y, const int64_t y_step) {
+    const int64_t whole = head->tokens / GROUP * GROUP, groups = padded(head->tokens) / GROUP;
+    for (int64_t first = 0; first < whole; first += GROUP) weigh(head, size, query, first, GROUP);
+    if (whole < head->tokens) weigh(head, size, query, whole, (int)(head->tokens - whole));
 
-    const Floats scale = load(of->query_scales + query);
-    Floats highest = load(of->highest), total = all(of->finite);
-    for (int64_t i = 1; i < groups; i++) highest = larger(load(of->highest + i * LANES), highest);
+    const Floats scale = load(head->query_scales + query);
+    Floats highest = load(head->highest), total = all(head->finite);
+    for (int64_t i = 1; i < groups; i++) highest = larger(load(head->highest + i * LANES), highest);
     for (int64_t i = 0; i < groups; i++) {
-        const Floats of_group = exp2((load(of->highest + i * LANES) - highest) * scale);
-        total = fma(__builtin_convertvector(load_ints(of->sums + i * LANES), Floats), of_group, total);
-        store(of->highest + i * LANES, of_group);
-        if (VALUE_SHIFT) store_ints(of->sums + i * LANES, load_ints(of->sums + i * LANES) * -VALUE_SHIFT);
+        const Floats of_group = exp2((load(head->highest + i * LANES) - highest) * scale);
+        total = fma(__builtin_convertvector(load_ints(head->sums + i * LANES), Floats), of_group, total);
+        store(head->highest + i * LANES, of_group);
+        if (VALUE_SHIFT) store_ints(head->sums + i * LANES, load_ints(head->sums + i * LANES) * -VALUE_SHIFT);
     }
     const Floats inverse = 1 / total;
     for (int64_t d = 0; d < size; d += CHUNK) {
         Floats y[CHUNK] = {};
         for (int64_t i = 0; i < groups; i++) {
-            const int32_t *codes = of->codes + i * GROUPED, *values = of->values + i * GROUP / KEYS * size + d;
-            const Ints start = VALUE_SHIFT ? load_ints(of->sums + i * LANES) : (Ints)0;
-            const Floats of_group = load(of->highest + i * LANES);
+            const int32_t *codes = head->codes + i * GROUPED, *values = head->values + i * GROUP / KEYS * size + d;
+            const Ints start = VALUE_SHIFT ? load_ints(head->sums + i * LANES) : (Ints)0;
+            const Floats of_group = load(head->highest + i * LANES);
             Ints sums[CHUNK];
             UNROLL
             for (int c = 0; c < CHUNK; c++) sums[c] = start;
@@ -180,58 +180,59 @@ static INLINE void attend_group(Head *of, const int64_t size, const int64_t quer
         }
         UNROLL
         for (int c = 0; c < CHUNK; c++)
-            store(of->averages + (d + c) * LANES,
-                  fma(y[c] * inverse, all(of->value_scales[d + c]), all(of->middle[d + c])));
+            store(head->averages + (d + c) * LANES,
+                  fma(y[c] * inverse, all(head->value_scales[d + c]), all(head->middle[d + c])));
     }
-    for (int64_t d = 0; d < size; d += LANES) transpose(of->averages + d * LANES, LANES, y + d, y_step);
+    for (int64_t d = 0; d < size; d += LANES) transpose(head->averages + d * LANES, LANES, y + d, y_step);
 }
 
-static INLINE void *take(char **room, const int64_t words) {
-    void *found = *room;
-    *room += words * (int64_t)sizeof(float);
+static INLINE void *take(char **workspace, const int64_t words) {
+    void *found = *workspace;
+    *workspace += words * (int64_t)sizeof(float);
     return found;
 }
 
 /* A head of one text into rows of y. */
-static INLINE void attend_head(Head *of, const int64_t size, const int64_t channels, const float alpha, float *y) {
-    of->finite = 0;
-    for (int64_t token = 0; token < of->tokens; token++) encode_query_and_key(of, size, token, channels, alpha);
-    for (int64_t d = 0; d < size; d += LANES) encode_values(of, size, d, of->qkv + 2 * channels + d);
-    for (int64_t query = 0; query < of->tokens; query += LANES)
-        attend_group(of, size, query, y + query * channels, channels);
+static INLINE void attend_head(Head *head, const int64_t size, const int64_t channels, const float alpha, float *y) {
+    head->finite = 0;
+    for (int64_t token = 0; token < head->tokens; token++) encode_query_and_key(head, size, token, channels, alpha);
+    for (int64_t d = 0; d < size; d += LANES) encode_values(head, size, d, head->qkv + 2 * channels + d);
+    for (int64_t query = 0; query < head->tokens; query += LANES)
+        attend_group(head, size, query, y + query * channels, channels);
 }
 
-static void attend(const Attention *of) {
-    const int64_t size = of->size, channels = of->heads * size, tokens = of->tokens, rows = padded(tokens);
-    char *room = of->room;
-    float *y = take(&room, rows * channels);
+static void attend(const Attention *attention) {
+    const int64_t size = attention->size, channels = attention->heads * size, tokens = attention->tokens,
+                  rows = padded(tokens);
+    char *workspace = attention->workspace;
+    float *y = take(&workspace, rows * channels);
     Head head = {
         .tokens = tokens,
         .stride = 3 * channels,
-        .queries = take(&room, rows * size / QUAD),
-        .query_scales = take(&room, rows),
-        .keys = take(&room, rows * size / QUAD),
-        .key_scales = take(&room, rows),
-        .key_starts = take(&room, rows),
-        .values = take(&room, rows * size / KEYS),
-        .middle = take(&room, size),
-        .value_scales = take(&room, size),
-        .codes = take(&room, rows / KEYS * LANES),
-        .highest = take(&room, rows),
-        .sums = take(&room, rows),
-        .averages = take(&room, size * LANES),
+        .queries = take(&workspace, rows * size / QUAD),
+        .query_scales = take(&workspace, rows),
+        .keys = take(&workspace, rows * size / QUAD),
+        .key_scales = take(&workspace, rows),
+        .key_starts = take(&workspace, rows),
+        .values = take(&workspace, rows * size / KEYS),
+        .middle = take(&workspace, size),
+        .value_scales = take(&workspace, size),
+        .codes = take(&workspace, rows / KEYS * LANES),
+        .highest = take(&workspace, rows),
+        .sums = take(&workspace, rows),
+        .averages = take(&workspace, size * LANES),
     };
     __builtin_memset(head.queries, 0, rows * size);
     __builtin_memset(head.query_scales, 0, rows * sizeof(float));
-    for (int64_t text = 0; text < of->texts; text++) {
-        for (int64_t i = 0; i < of->heads; i++) {
-            head.qkv = of->qkv + text * tokens * 3 * channels + i * size;
+    for (int64_t text = 0; text < attention->texts; text++) {
+        for (int64_t i = 0; i < attention->heads; i++) {
+            head.qkv = attention->qkv + text * tokens * 3 * channels + i * size;
             if (size == 32)
-                attend_head(&head, 32, channels, of->alpha, y + i * size);
+                attend_head(&head, 32, channels, attention->alpha, y + i * size);
             else
-                attend_head(&head, size, channels, of->alpha, y + i * size);
+                attend_head(&head, size, channels, attention->alpha, y + i * size);
         }
         for (int64_t token = 0; token < tokens; token++)
-            encode_row(&of->coding, text * tokens + token, y + token * channels);
+            encode_row(&attention->coding, text * tokens + token, y + token * channels);
     }
 }

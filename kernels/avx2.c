@@ -10,8 +10,8 @@
 #include "x86.h"
 
 enum { CODE_SHIFT = 0, STEP = 2 * QUAD, DEPTH = STEP };
-#define TALL 4
-#define WIDE 1
+#define MR 4
+#define NR (1 * LANES)
 enum { KEYS = 2, VALUE_SHIFT = 0, CHUNK = 4 };
 
 typedef int32_t HalfInts __attribute__((ext_vector_type(LANES / 2)));

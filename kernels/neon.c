@@ -10,8 +10,8 @@
 /* SDOT takes signed bytes alone: codes less 128, and so the sums lack 128 times those of the weights. UDOT takes
    unsigned ones, so values have 128 added, 128 times the sum of the weights too much. */
 enum { CODE_SHIFT = 128, STEP = QUAD, DEPTH = 16 };
-#define TALL 4
-#define WIDE 1
+#define MR 4
+#define NR (1 * LANES)
 enum { KEYS = 4, VALUE_SHIFT = 128, CHUNK = 2 };
 
 typedef int32x4_t Codes;

@@ -1,6 +1,6 @@
 /* What operators of our own need of onnxruntime's C API, version 16.
 
-   onnxruntime_c_api.h is a table of functions that only ever grows at its end, so the places below hold for every
+   onnxruntime_c_api.h is a table of functions that only ever grows at its end, so the positions below hold for every
    release; onnxruntime asserts some of them itself (onnxruntime_c_api.cc, "Size of version 1 API cannot change"). */
 #pragma once
 #include <stddef.h>

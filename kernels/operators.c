@@ -3,14 +3,16 @@
    Each does in one pass over memory what takes onnxruntime's operators five to ten, and writes the codes that the next
    product reads. Rows are tokens of one text after the other; all texts of a run have one length.
 
-     Embed(ids, words, word_scales, channel_scales, places, gain, shift, CODING) -> y, codes, rest   attribute: epsilon
-         y = LayerNormalization(words[id] channel_scales word_scales[id] + places[token])
+     Embed(ids, words, word_scales, channel_scales, positions, gamma, beta, CODING) -> y, codes, rest
+                                                                                       attribute: epsilon
+         y = LayerNormalization(words[id] channel_scales word_scales[id] + positions[token])
      Linear(PRODUCT) -> y
      AttentionQuantize(qkv, ids) -> codes, rest                                        attributes: heads, alpha
          codes of softmax(alpha Q K^T) V of each head; of ids the shape counts
-     LinearAddNormalize(PRODUCT, stream, gain, shift, ids) -> y                        attribute: epsilon
-     LinearAddNormalizeQuantize(PRODUCT, stream, gain, shift, CODING) -> y, codes, rest    attribute: epsilon
-         y = LayerNormalization(product + stream)
+     LinearAddNormalize(PRODUCT, residual, gamma, beta, ids) -> y                      attribute: epsilon
+     LinearAddNormalizeQuantize(PRODUCT, residual, gamma, beta, CODING) -> y, codes, rest
+                                                                                       attribute: epsilon
+         y = LayerNormalization(product + residual)
      LinearGeluQuantize(PRODUCT, CODING) -> codes, rest
          codes of Gelu(product)
      Quantize(x, CODING) -> codes, rest
@@ -21,7 +23,7 @@
          lowest = min z,  scale = (max z - lowest) / 191,  codes = round((z - lowest) / scale)
          rest = (scale, lowest, the outlier channels of y)
 
-   PRODUCT stands for (codes, rest, weight, sums, scale, bias, rest_weight) of a layer of so many inputs and columns:
+   PRODUCT stands for (codes, rest, weight, sums, scale, bias, rest_weight) of a linear layer:
 
          product = codes W (rest[0] scale) + bias + rest[1:] rest_weight        scale, bias: one a column
 
@@ -29,7 +31,10 @@
    the lowest value counts, the others are the float32 weights of the outlier channels. weight is W of int8, shape
    (columns / 32, 32 inputs), in the order in which the products read it: block of 32 columns, four inputs, column,
    input. Weights of one sign of the inputs i, i + 1, i + 4 and i + 5, i even, add up to at most 171 in magnitude
-   (quantize/linear.py tells why). */
+   (quantize/linear.py tells why).
+
+   Words of this project: codes are quantized values, rest is what a row has beside its codes, outlier channels stay
+   float32, a four are the inputs i, i + 1, i + 4 and i + 5. MR, NR and MC are those of BLIS (arithmetic.h). */
 
 #include "arithmetic.h"
 #include "onnxruntime.h"
@@ -61,7 +66,7 @@ enum Quantity {
     CHANNELS, /* LANES of them */
     OUTLIERS_WRITTEN,
     WORDS,
-    PLACES,
+    POSITIONS,
     QUANTITIES,
 };
 
@@ -114,7 +119,7 @@ static Status *complain(const Api *api, const Definition *definition, const Inpu
     return api->CreateStatus(FAIL, message);
 }
 
-/* Whether a size is so many times a quantity, which is learnt from the first input that has it. */
+/* Whether a size is the right multiple of a quantity, which is learnt from the first input that has it. */
 static int fits(const Size *size, int64_t found, int64_t *quantities) {
     int64_t *known = &quantities[size->quantity];
     if (*known >= 0) return found == *known * size->times + size->plus;
@@ -168,7 +173,7 @@ static const char *wrong_values(const Kernel *kernel, size_t index) {
     if (input->type == FLOAT) {
         const float *values = kernel->constants[index];
         for (int64_t i = 0; i < count; i++) wrong |= !(__builtin_fabsf(values[i]) <= LARGEST);
-        return wrong ? "holds a number that is none, or beyond 1e12" : NULL;
+        return wrong ? "holds a number that is not finite, or beyond 1e12" : NULL;
     }
     if (input->type == INT32) { /* sums of weights */
         const int32_t *sums = kernel->constants[index];
@@ -210,40 +215,40 @@ static void check(Run *run, int holds, const char *otherwise) {
 }
 
 /* At the start of a line of the cache, in whole lines. */
-static void *room_of(Run *run, int64_t bytes) {
+static void *workspace_of(Run *run, int64_t bytes) {
     enum { LINE = 64 };
-    void *room = run->error ? NULL : aligned_alloc(LINE, (bytes + LINE - 1) / LINE * LINE);
-    check(run, room != NULL, "out of memory");
-    return room;
+    void *workspace = run->error ? NULL : aligned_alloc(LINE, (bytes + LINE - 1) / LINE * LINE);
+    check(run, workspace != NULL, "out of memory");
+    return workspace;
 }
 
-/* Of the inputs (gain, shift) from `first` on. */
+/* Of the inputs (gamma, beta) from `first` on. */
 static Normalization normalization_of(const Run *run, size_t first, int64_t size) {
     return (Normalization){
         .size = size,
         .epsilon = run->kernel->epsilon,
-        .gain = run->inputs[first],
-        .shift = run->inputs[first + 1],
+        .gamma = run->inputs[first],
+        .beta = run->inputs[first + 1],
     };
 }
 
 /* Of the inputs (factor, outlier_channels) from `first` on, into the outputs from `output` on. */
 static Coding coding_of(Run *run, size_t first, size_t output, int64_t rows, int64_t size) {
     const int64_t outliers = run->quantities[OUTLIERS_WRITTEN];
-    Coding of = {
+    Coding coding = {
         .size = size,
         .outlier_count = outliers,
         .factor = run->inputs[first],
         .outlier_channels = run->inputs[first + 1],
     };
-    of.codes = output_of(run, output, (int64_t[]){rows, size}, 2);
-    of.rest = output_of(run, output + 1, (int64_t[]){rows, OUTLIERS + outliers}, 2);
-    return of;
+    coding.codes = output_of(run, output, (int64_t[]){rows, size}, 2);
+    coding.rest = output_of(run, output + 1, (int64_t[]){rows, OUTLIERS + outliers}, 2);
+    return coding;
 }
 
 enum { PRODUCT_INPUTS = 7 };
 
-/* Of the inputs (codes, rest, weight, sums, scale, bias, rest_weight). Its room is the caller's to free. */
+/* Of the inputs (codes, rest, weight, sums, scale, bias, rest_weight). Its workspace is the caller's to free. */
 static Product product_of(Run *run) {
     const int64_t size = run->quantities[INPUTS] * LANES;
     return (Product){
@@ -258,7 +263,7 @@ static Product product_of(Run *run) {
         .scale = run->inputs[4],
         .bias = run->inputs[5],
         .rest_weight = run->inputs[6],
-        .room = run->kernel->definition->arithmetic->needs_room ? room_of(run, PANEL * size) : NULL,
+        .workspace = run->kernel->definition->arithmetic->needs_workspace ? workspace_of(run, MC * size) : NULL,
     };
 }
 
@@ -269,51 +274,51 @@ static int goes_on(const Run *run, int64_t rows) { return !run->error && rows > 
 
 static void compute_embed(Run *run) {
     const int64_t size = run->quantities[CHANNELS] * LANES;
-    Embed of = {
+    Embed embedding = {
         .texts = run->quantities[TEXTS],
         .tokens = run->quantities[TOKENS],
         .ids = run->inputs[0],
         .words = run->inputs[1],
         .word_scales = run->inputs[2],
         .channel_scales = run->inputs[3],
-        .places = run->inputs[4],
+        .positions = run->inputs[4],
         .normalization = normalization_of(run, 5, size),
     };
-    const int64_t rows = of.texts * of.tokens, words = run->quantities[WORDS];
-    check(run, of.tokens <= run->quantities[PLACES], "a text has more tokens than there are places");
+    const int64_t rows = embedding.texts * embedding.tokens, words = run->quantities[WORDS];
+    check(run, embedding.tokens <= run->quantities[POSITIONS], "a text has more tokens than there are positions");
     for (int64_t i = 0; !run->error && i < rows; i++)
-        check(run, of.ids[i] >= 0 && of.ids[i] < words, "a token id is not in the vocabulary");
-    of.y = output_of(run, 0, (int64_t[]){rows, size}, 2);
-    of.coding = coding_of(run, 7, 1, rows, size);
-    if (goes_on(run, rows)) arithmetic_of(run)->embed(&of);
+        check(run, embedding.ids[i] >= 0 && embedding.ids[i] < words, "a token id is not in the vocabulary");
+    embedding.y = output_of(run, 0, (int64_t[]){rows, size}, 2);
+    embedding.coding = coding_of(run, 7, 1, rows, size);
+    if (goes_on(run, rows)) arithmetic_of(run)->embed(&embedding);
 }
 
 static void compute_linear(Run *run) {
     const Product product = product_of(run);
     float *y = output_of(run, 0, (int64_t[]){product.rows, product.columns}, 2);
     if (goes_on(run, product.rows)) arithmetic_of(run)->linear(&product, y);
-    free(product.room);
+    free(product.workspace);
 }
 
 static void linear_add_normalize(Run *run, int with_codes) {
     const Product product = product_of(run);
     const int64_t rows = product.rows, size = product.columns;
-    AddNormalize of = {
-        .stream = run->inputs[PRODUCT_INPUTS],
+    AddNormalize residual_norm = {
+        .residual = run->inputs[PRODUCT_INPUTS],
         .normalization = normalization_of(run, PRODUCT_INPUTS + 1, size),
     };
     Coding coding;
     if (with_codes) {
-        of.y = output_of(run, 0, (int64_t[]){rows, size}, 2);
+        residual_norm.y = output_of(run, 0, (int64_t[]){rows, size}, 2);
         coding = coding_of(run, PRODUCT_INPUTS + 3, 1, rows, size);
-        of.coding = &coding;
+        residual_norm.coding = &coding;
     } else {
         const int64_t texts = run->quantities[TEXTS], tokens = run->quantities[TOKENS];
         check(run, texts * tokens == rows, "token ids and rows differ in number");
-        of.y = output_of(run, 0, (int64_t[]){texts, tokens, size}, 3);
+        residual_norm.y = output_of(run, 0, (int64_t[]){texts, tokens, size}, 3);
     }
-    if (goes_on(run, rows)) arithmetic_of(run)->linear_add_normalize(&product, &of);
-    free(product.room);
+    if (goes_on(run, rows)) arithmetic_of(run)->linear_add_normalize(&product, &residual_norm);
+    free(product.workspace);
 }
 
 static void compute_linear_add_normalize(Run *run) { linear_add_normalize(run, 0); }
@@ -323,10 +328,10 @@ static void compute_linear_add_normalize_quantize(Run *run) { linear_add_normali
 static void compute_linear_gelu_quantize(Run *run) {
     const Product product = product_of(run);
     const Coding coding = coding_of(run, PRODUCT_INPUTS, 0, product.rows, product.columns);
-    float *room = room_of(run, PANEL * (product.columns + LANES) * (int64_t)sizeof(float));
-    if (goes_on(run, product.rows)) arithmetic_of(run)->linear_gelu_quantize(&product, &coding, room);
-    free(room);
-    free(product.room);
+    float *workspace = workspace_of(run, MC * (product.columns + LANES) * (int64_t)sizeof(float));
+    if (goes_on(run, product.rows)) arithmetic_of(run)->linear_gelu_quantize(&product, &coding, workspace);
+    free(workspace);
+    free(product.workspace);
 }
 
 static void compute_quantize(Run *run) {
@@ -338,7 +343,7 @@ static void compute_quantize(Run *run) {
 static void compute_attention_quantize(Run *run) {
     const int64_t rows = run->quantities[ROWS], heads = run->kernel->heads;
     const int64_t channels = run->quantities[CHANNELS] * LANES;
-    Attention of = {
+    Attention attention = {
         .texts = run->quantities[TEXTS],
         .tokens = run->quantities[TOKENS],
         .heads = heads,
@@ -348,13 +353,13 @@ static void compute_attention_quantize(Run *run) {
         .coding = {.size = channels},
     };
     check(run, channels % (heads * LANES) == 0, "the channels of a head are not a multiple of 16");
-    check(run, rows == of.texts * of.tokens, "token ids and rows differ in number");
-    of.coding.codes = output_of(run, 0, (int64_t[]){rows, channels}, 2);
-    of.coding.rest = output_of(run, 1, (int64_t[]){rows, OUTLIERS}, 2);
+    check(run, rows == attention.texts * attention.tokens, "token ids and rows differ in number");
+    attention.coding.codes = output_of(run, 0, (int64_t[]){rows, channels}, 2);
+    attention.coding.rest = output_of(run, 1, (int64_t[]){rows, OUTLIERS}, 2);
     if (!goes_on(run, rows)) return;
-    of.room = room_of(run, attention_room(of.tokens, heads, of.size));
-    if (!run->error) arithmetic_of(run)->attend(&of);
-    free(of.room);
+    attention.workspace = workspace_of(run, attention_workspace(attention.tokens, heads, attention.size));
+    if (!run->error) arithmetic_of(run)->attend(&attention);
+    free(attention.workspace);
 }
 
 static const Definition *definition_of(const Operator *operator) { return (const Definition *)operator; }
@@ -531,7 +536,7 @@ static Status *compute(void *of, KernelContext *context) {
     {"bias", FLOAT, CONSTANT, {OF_COLUMNS}},                                                                          \
     {"rest_weight", FLOAT, CONSTANT, {AND(OUTLIERS - LOWEST, OUTLIERS_READ), N(COLUMNS, BLOCK)}}
 #define NORMALIZATION(quantity, times)                                                                                \
-    {"gain", FLOAT, CONSTANT, {N(quantity, times), ONE}}, {"shift", FLOAT, CONSTANT, {N(quantity, times), ONE}}
+    {"gamma", FLOAT, CONSTANT, {N(quantity, times), ONE}}, {"beta", FLOAT, CONSTANT, {N(quantity, times), ONE}}
 #define CODING(quantity, times)                                                                                       \
     {"factor", FLOAT, CONSTANT, {N(quantity, times), ONE}},                                                           \
     {"outlier_channels", INT64, CONSTANT, {N(OUTLIERS_WRITTEN, 1), ONE}}
@@ -544,7 +549,7 @@ static const Definition definitions[] = {
             {"words", INT8, CONSTANT, {N(WORDS, 1), N(CHANNELS, LANES)}},
             {"word_scales", FLOAT, CONSTANT, {N(WORDS, 1), ONE}},
             {"channel_scales", FLOAT, CONSTANT, {N(CHANNELS, LANES), ONE}},
-            {"places", FLOAT, CONSTANT, {N(PLACES, 1), N(CHANNELS, LANES)}},
+            {"positions", FLOAT, CONSTANT, {N(POSITIONS, 1), N(CHANNELS, LANES)}},
             NORMALIZATION(CHANNELS, LANES),
             CODING(CHANNELS, LANES),
         },
@@ -559,14 +564,14 @@ static const Definition definitions[] = {
     },
     {
         OPERATOR, "LinearAddNormalize", compute_linear_add_normalize, NULL, EPSILON, {FLOAT},
-        {PRODUCT, {"stream", FLOAT, DATA, {N(ROWS, 1), N(COLUMNS, BLOCK)}}, NORMALIZATION(COLUMNS, BLOCK), IDS},
+        {PRODUCT, {"residual", FLOAT, DATA, {N(ROWS, 1), N(COLUMNS, BLOCK)}}, NORMALIZATION(COLUMNS, BLOCK), IDS},
     },
     {
         OPERATOR, "LinearAddNormalizeQuantize", compute_linear_add_normalize_quantize, NULL, EPSILON,
         {FLOAT, UINT8, FLOAT},
         {
             PRODUCT,
-            {"stream", FLOAT, DATA, {N(ROWS, 1), N(COLUMNS, BLOCK)}},
+            {"residual", FLOAT, DATA, {N(ROWS, 1), N(COLUMNS, BLOCK)}},
             NORMALIZATION(COLUMNS, BLOCK),
             CODING(COLUMNS, BLOCK),
         },

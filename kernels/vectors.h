@@ -25,7 +25,7 @@ static INLINE void store(float *to, Floats values) { __builtin_memcpy(to, &value
 
 static INLINE Floats all(float value) { return (Floats)value; }
 
-/* Of a number and what is none the number, if that is the second. One instruction each. */
+/* Of a number and a NaN the number, if that is the second. One instruction each. */
 #ifdef __x86_64__
 static INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
@@ -38,7 +38,7 @@ static INLINE Floats smaller(Floats a, Floats b) { return __builtin_elementwise_
 
 static INLINE Floats fma(Floats a, Floats b, Floats c) { return __builtin_elementwise_fma(a, b, c); }
 
-/* What is none, or beyond LARGEST, becomes none. */
+/* NaN if it is not finite, or beyond LARGEST. */
 static INLINE float number(float x) { return x >= -LARGEST && x <= LARGEST ? x : __builtin_nanf(""); }
 
 static INLINE float sum_of_lanes(Floats v) {

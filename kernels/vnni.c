@@ -9,8 +9,8 @@
 #include "x86.h"
 
 enum { CODE_SHIFT = 0, STEP = QUAD, DEPTH = STEP };
-#define TALL 12
-#define WIDE 2
+#define MR 12
+#define NR (2 * LANES)
 enum { KEYS = 4, VALUE_SHIFT = 0, CHUNK = 8 };
 
 static INLINE __m512i broadcast(const void *quad) { return _mm512_set1_epi32(quad_at(quad)); }

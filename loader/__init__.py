@@ -1,4 +1,4 @@
 """The function of a deployed stack that copies versions of a model from S3 to EFS and switches between them.
 
-Imports boto3, which Lambda's runtime brings, orjson through handler.artifact, and the standard library.
+Imports boto3, which Lambda's runtime brings, orjson through artifact.manifest, and the standard library.
 """

@@ -22,15 +22,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from handler.artifact import CURRENT, MANIFEST, ArtifactError, ArtifactNotFoundError, is_name
-from loader import store
+from artifact import store
+from artifact.manifest import CURRENT, MANIFEST, ArtifactError, ArtifactNotFoundError, is_name
+from artifact.store import StorageError
 from loader.bucket import AGAIN, Bucket
 from loader.errors import (
     ConfigurationError,
     InvalidRequestError,
     LoaderError,
     ObjectCorruptError,
-    StorageError,
     StorageFullError,
     VersionCorruptError,
     VersionMissingError,
@@ -83,7 +83,7 @@ class Settings:
 def lambda_handler(event: Any, context: Any) -> dict[str, Any]:
     """Do what the event asks for, and log one JSON line.
 
-    Raises LoaderError, whose class and message Lambda passes on to the caller.
+    Raises LoaderError or StoreError, whose class and message Lambda passes on to the caller.
     """
     started = time.monotonic()
     line: dict[str, Any] = {"level": "INFO", "request_id": getattr(context, "aws_request_id", None)}
@@ -232,7 +232,7 @@ def _storage_errors(models: Path) -> Iterator[None]:
     """What the system says of the file system, as the loader's errors."""
     try:
         yield
-    except LoaderError:
+    except (LoaderError, store.StoreError):
         raise
     except OSError as error:
         where = error.filename2 or error.filename or models

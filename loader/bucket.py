@@ -14,12 +14,12 @@ import orjson
 from botocore.config import Config
 from botocore.exceptions import BotoCoreError, ClientError
 
-from handler.artifact import MANIFEST, FileEntry, Manifest, parse_manifest
+from artifact.manifest import MANIFEST, FileEntry, Manifest, parse_manifest
 from loader.errors import BucketError, ObjectCorruptError, ObjectMissingError
 
 CHUNK_BYTES = 1 << 20
 MAX_MANIFEST_BYTES = 1 << 20
-AGAIN = "publish the version again with: python -m export publish"
+AGAIN = "publish the version again with: python -m deploy publish"
 
 _CONFIG = Config(
     connect_timeout=5,

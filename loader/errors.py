@@ -15,10 +15,6 @@ class ConfigurationError(LoaderError):
     """An environment variable of the loader is missing or has a value that cannot be used."""
 
 
-class BusyError(LoaderError):
-    """Another process is writing to the model folder."""
-
-
 class BucketError(LoaderError):
     """The bucket cannot be read: it is not there, forbidden or not reached."""
 
@@ -41,7 +37,3 @@ class VersionCorruptError(LoaderError):
 
 class StorageFullError(LoaderError):
     """The file system has no room for the version."""
-
-
-class StorageError(LoaderError):
-    """The file system is not there, may not be written to, or failed."""

@@ -32,7 +32,7 @@ def main() -> int:
 
 
 class ListenError(Exception):
-    """A port cannot be had; the message names it."""
+    """A port is taken or not allowed; the message names it."""
 
 
 async def _serve(arguments: argparse.Namespace) -> None:

@@ -34,7 +34,7 @@ from quantize.writer import Writer
 
 DOMAIN = "lambda.embeddings"
 LANES = 16
-"""Channels come in so many, those of a head of attention too."""
+"""Channels of a layer, and of a head of attention, are a multiple of it."""
 BLOCK, QUAD = 32, 4
 """Columns and inputs of a linear layer whose weights lie together (kernels/operators.c, "PRODUCT")."""
 

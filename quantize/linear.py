@@ -44,7 +44,7 @@ Array = npt.NDArray[np.float32]
 Array64 = npt.NDArray[np.float64]
 
 SMALLEST = np.float32(1e-5)
-"""Of a range that is divided by."""
+"""Smallest range that is divided by."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ Array64 = npt.NDArray[np.float64]
 Advance = Callable[[int, int], None]
 
 SAMPLE = 8
-"""One token in so many counts for the products of channels, which take most of the time."""
+"""One token in that many counts for the products of channels, which take most of the time."""
 
 
 @dataclass(frozen=True)

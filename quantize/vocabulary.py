@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from quantize.errors import QuantizationError
 
 REPEATED, TIMES = 16, 16
-"""One token in so many makes a further piece, in which it stands so often: what one word does to all tokens of a text
+"""One token in that many makes a further piece, which repeats it that often: what one word does to all tokens of a text
 at once shows there alone."""
 GOLDEN = (math.sqrt(5) - 1) / 2
 

@@ -26,8 +26,8 @@ import boto3
 import psutil
 import pytest
 
+from artifact.manifest import MANIFEST, Manifest, open_artifact
 from export.manifest import reduced
-from handler.artifact import MANIFEST, Manifest, open_artifact
 from tests.conftest import MODEL_NAME
 from tests.servers import Handler, Local, serving
 from tests.stack import TOOLS, StackTemplate, create_stack, require_tools

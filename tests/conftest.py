@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 
 import kernels
+from artifact.manifest import MANIFEST, open_artifact
 from export.source import DEFAULT_MODEL, fetch
-from handler.artifact import MANIFEST, open_artifact
 from handler.embedder import Embedder
 from tests.servers import ROOT
 from tests.servers import start as start

@@ -33,14 +33,14 @@ def unrounded_codes(y: Array64, inputs: Arrays) -> tuple[Array64, Array64]:
 def embed(inputs: Arrays) -> Array64:
     scales = inputs["word_scales"].astype(float)[:, None] * inputs["channel_scales"]
     words = (inputs["words"] * scales)[inputs["ids"]]
-    return normalized(words + inputs["places"][: inputs["ids"].shape[1]], inputs).reshape(-1, words.shape[-1])
+    return normalized(words + inputs["positions"][: inputs["ids"].shape[1]], inputs).reshape(-1, words.shape[-1])
 
 
 def normalized(x: Array64, inputs: Arrays) -> Array64:
-    """LayerNormalization with the inputs `gain` and `shift`."""
+    """LayerNormalization with the inputs `gamma` and `beta`."""
     centred = x - x.mean(axis=-1, keepdims=True)
     unit = centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + EPSILON)
-    found: Array64 = unit * inputs["gain"].astype(float) + inputs["shift"]
+    found: Array64 = unit * inputs["gamma"].astype(float) + inputs["beta"]
     return found
 
 

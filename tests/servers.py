@@ -22,6 +22,11 @@ from typing import IO, Any
 import pytest
 
 ROOT = Path(__file__).parents[1]
+DOCUMENTS = "\n".join(
+    (ROOT / name).read_text("utf-8")
+    for name in ("README.md", "docs/api.md", "docs/deploying.md", "docs/model.md", "docs/operating.md")
+)
+"""What people read, in one string."""
 
 
 @dataclass

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from handler.artifact import (
+from artifact.manifest import (
     MANIFEST,
     ArtifactCorruptError,
     ArtifactError,

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from artifact.manifest import open_artifact
 from benchmarks import ablation, latency, quality, readme, vocabulary
 from benchmarks.__main__ import ALL
 from benchmarks.contenders import CONTENDERS, OURS, available
@@ -30,7 +31,6 @@ from benchmarks.worker import WrongVectorsError, check_vectors
 from export.texts import ORDINARY
 from export.verify import cosines
 from export.words import FORMS
-from handler.artifact import open_artifact
 from handler.embedder import Embedder
 from tests.conftest import ROOT
 

@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
+from artifact.manifest import MANIFEST, open_artifact
 from export.manifest import file_entry
-from handler.artifact import MANIFEST, open_artifact
 from handler.embedder import (
     CHARACTERS_AT_ONCE,
     LAMBDA_MB_PER_VCPU,
@@ -275,7 +275,7 @@ def test_a_result_that_comes_with_the_deadline_is_none(monkeypatch: pytest.Monke
 
 def test_vectors_that_are_not_normalized_have_the_same_direction(int8: Embedder) -> None:
     texts = ["vitamin d", "how to undo a commit"]
-    raw = int8.run(int8.tokenize(texts).ids, normalize=False)
+    raw = int8.embed_tokens(int8.tokenize(texts).ids, normalize=False)
     norms = np.linalg.norm(raw, axis=1, keepdims=True)
     assert (norms > 1.5).all()
     np.testing.assert_allclose(raw / norms, int8.embed(texts).vectors, atol=1e-6)

@@ -21,11 +21,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
+from artifact.manifest import ArtifactError, open_artifact
 from export import ExportError, pins
 from export.mapping import map_weights
 from export.source import DEFAULT_MODEL, PINS, fetch
 from export.verify import verify
-from handler.artifact import ArtifactError, open_artifact
 from handler.embedder import Embedder
 from kernels import LIBRARY
 from tests.conftest import ROOT

@@ -32,14 +32,14 @@ import onnx
 import orjson
 import pytest
 
+from artifact import store
+from artifact.manifest import MANIFEST, MODEL_FILES, TOKENIZER, ArtifactError, Manifest, open_artifact, parse_manifest
 from benchmarks import slow_files
 from benchmarks.cgroups import Limits, limited, unavailable
 from export.manifest import file_entry
-from handler.artifact import MANIFEST, MODEL_FILES, TOKENIZER, ArtifactError, Manifest, open_artifact, parse_manifest
 from handler.embedder import Embedder
 from handler.pace import Paces
 from loader import app as loader
-from loader import store
 from loader.errors import VersionCorruptError
 from tests.conftest import MODEL_NAME
 from tests.servers import ROOT, Answer, Local
@@ -581,7 +581,7 @@ def test_a_panic_of_the_tokenizer_is_a_500_with_its_incident(start: Start, model
     ]
     for path, body in requests:
         answer = local.send(path, json.dumps(body).encode())
-        check_error(answer, 500, "internal_error", "its log tells more")
+        check_error(answer, 500, "internal_error", "search the function's log for this request id")
         incident, record = lines_of(local, 2, answer.headers["x-request-id"])
         assert incident["incident"] == "PanicException"
         assert (record["status"], record["level"], record["error"]["code"]) == (500, "ERROR", "internal_error")
@@ -683,7 +683,7 @@ def test_whatever_a_run_raises_is_a_500(load_app: LoadApp, monkeypatch: pytest.M
         def fail(*_: object) -> None:
             raise Panic("in a run")
 
-        patch.setattr(embedder, "_embed_run", fail)
+        patch.setattr(embedder, "_infer", fail)
         for body in (REQUEST, many(50)):  # in this thread, and in two of their own
             check_error(ask(app, body), 500, "internal_error")
     check_vector(ask(app), int8)

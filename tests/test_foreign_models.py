@@ -34,7 +34,7 @@ from transformers import (
 
 import quantize.dynamic
 import quantize.fusion
-from handler.artifact import open_artifact
+from artifact.manifest import open_artifact
 from quantize import RECIPES, QuantizationError, Report
 from quantize import quantize as quantize_file
 from quantize.fusion import fuse

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from artifact.manifest import ArtifactNotFoundError
 from benchmarks.instructions import OF_THIS_CPU
 from handler import service
-from handler.artifact import ArtifactNotFoundError
 from handler.embedder import Embedder
 from handler.errors import STATUS, InvalidRequestError, TextTooLongError
 from handler.limits import BYTES_PER_NUMBER, MAX_REQUEST_BYTES, MAX_TEXT_CHARACTERS, MAX_TEXTS, max_texts
@@ -144,7 +144,7 @@ def test_base64_carries_the_same_floats(app: ModuleType, form: dict[str, Any]) -
 
 
 def test_vectors_are_normalized_unless_told_otherwise(app: ModuleType, int8: Embedder) -> None:
-    expected = int8.run(int8.tokenize(["vitamin d"]).ids, normalize=False)[0]
+    expected = int8.embed_tokens(int8.tokenize(["vitamin d"]).ids, normalize=False)[0]
     raw = app.lambda_handler({"text": "vitamin d", "normalize": False}, None)["embedding"]
     np.testing.assert_array_equal(np.float32(raw), expected)
     assert np.linalg.norm(raw) > 1.5

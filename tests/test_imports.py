@@ -11,16 +11,18 @@ import pytest
 
 from tests.conftest import ROOT
 
-OURS = {"handler", "kernels", "quantize", "loader", "export", "local", "benchmarks", "tests"}
 ALLOWED = {
     "kernels": set(),
-    "handler": {"kernels"},
+    "artifact": set(),
+    "handler": {"artifact", "kernels"},
     "quantize": {"kernels"},
-    "loader": {"handler"},
-    "export": {"kernels", "quantize", "handler", "loader"},
+    "loader": {"artifact"},
+    "export": {"artifact", "handler", "kernels", "quantize"},
+    "deploy": {"artifact", "export", "handler", "kernels"},
     "local": set(),
-    "benchmarks": {"handler", "export", "quantize", "kernels"},
+    "benchmarks": {"artifact", "deploy", "export", "handler", "kernels", "quantize"},
 }
+OURS = {*ALLOWED, "tests"}
 DEPLOYED = {"numpy", "onnxruntime", "orjson", "tokenizers"}
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from artifact.manifest import open_artifact
 from benchmarks import cycles, roofline
 from benchmarks.cycles import PARTS, PROCESSORS, CyclesError
 from benchmarks.instructions import OF_THIS_CPU, TITLES, environment
-from handler.artifact import open_artifact
 from tests.conftest import ROOT
 
 KEPT = """

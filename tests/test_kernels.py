@@ -4,8 +4,11 @@
 """
 
 import contextlib
+import hashlib
+import json
 import math
 from collections.abc import Callable, Sequence, Set
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +39,7 @@ def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
     return chosen
 
 
-DATA = {"ids", "input", "input_rest", "stream", "x", "qkv"}
+DATA = {"ids", "input", "input_rest", "residual", "x", "qkv"}
 """Inputs that another operator computes. All others are weights, which the model holds."""
 
 
@@ -90,7 +93,7 @@ def coding(size: int, channels: Sequence[int] = ()) -> dict[str, np.ndarray]:
 
 
 def affine(size: int) -> dict[str, np.ndarray]:
-    return {"gain": np.linspace(0.5, 2, size, dtype=np.float32), "shift": np.linspace(-1, 1, size, dtype=np.float32)}
+    return {"gamma": np.linspace(0.5, 2, size, dtype=np.float32), "beta": np.linspace(-1, 1, size, dtype=np.float32)}
 
 
 def embed_inputs(texts: int, tokens: int, size: int) -> dict[str, np.ndarray]:
@@ -100,7 +103,7 @@ def embed_inputs(texts: int, tokens: int, size: int) -> dict[str, np.ndarray]:
         "words": random.integers(-127, 128, (50, size), dtype=np.int8),
         "word_scales": random.uniform(0.001, 0.01, 50).astype(np.float32),
         "channel_scales": random.uniform(0.5, 2, size).astype(np.float32),
-        "places": normal(size, 20),
+        "positions": normal(size, 20),
         **affine(size),
         **coding(size, [3]),
     }
@@ -119,7 +122,7 @@ def test_embed(texts: int, tokens: int, size: int) -> None:
 def product_inputs(rows: int, size: int, columns: int, outliers: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Inputs of a product, and what comes out, float64 of shape (rows, columns)."""
     random = np.random.default_rng([rows, size, columns])
-    weight = random.integers(-64, 65, (size, columns), np.int8)
+    weight = random.integers(-42, 43, (size, columns), np.int8)  # fours within the bound (quantize/linear.py)
     scale = random.uniform(0.5, 1.5, columns).astype(np.float32)
     outlier_weight = normal(columns, outliers)
     rest = np.concatenate(
@@ -159,8 +162,8 @@ def test_a_rows_product_does_not_depend_on_the_others() -> None:
 
 def add_inputs(rows: int, size: int, columns: int, outliers: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
     inputs, product = product_inputs(rows, size, columns, outliers)
-    inputs |= {"stream": normal(columns, rows), **affine(columns)}
-    return inputs, reference.normalized(product + inputs["stream"], inputs)
+    inputs |= {"residual": normal(columns, rows), **affine(columns)}
+    return inputs, reference.normalized(product + inputs["residual"], inputs)
 
 
 @pytest.mark.parametrize(
@@ -385,7 +388,7 @@ def test_weights_that_are_no_numbers_are_refused(operator: str, name: str, bad: 
     made, outputs, attributes = EXAMPLES[operator]
     inputs = {key: value.copy() for key, value in made().items()}
     inputs[name].flat[-1] = bad
-    with pytest.raises(Exception, match=f"{operator}: {name} holds a number that is none, or beyond 1e12"):
+    with pytest.raises(Exception, match=f"{operator}: {name} holds a number that is not finite, or beyond 1e12"):
         run(operator, inputs, outputs, **attributes)
 
 
@@ -405,10 +408,30 @@ def test_a_product_of_what_is_no_number_is_none(bad: int) -> None:
 def test_a_row_so_large_that_its_variance_overflows_is_none() -> None:
     """Divided by it, all channels would be those of the shift."""
     inputs, _ = add_inputs(3, 16, 32, 0)
-    inputs["stream"][1] *= 1e25
+    inputs["residual"][1] *= 1e25
     (y,) = run("LinearAddNormalize", inputs | {"ids": np.zeros((1, 3), np.int64)}, ["y"], epsilon=EPSILON)
     assert np.isnan(y[0, 1]).all()
     assert np.isfinite(y[0, [0, 2]]).all()
+
+
+DIGESTS = Path(__file__).with_name("operator_digests.json")
+"""SHA-256 of what each operator gives for its example, by `kernels.VERSION`."""
+
+
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize("operator", EXAMPLES)
+def test_other_bits_are_another_version(operator: str) -> None:
+    """After an intended change raise kernels.VERSION and store what this test shows."""
+    made, outputs, attributes = EXAMPLES[operator]
+    inputs = {name: exact(value) for name, value in made().items()}
+    found = hashlib.sha256(b"".join(each.tobytes() for each in run(operator, inputs, outputs, **attributes)))
+    stored = json.loads(DIGESTS.read_text("utf-8"))
+    assert found.hexdigest() == stored[str(kernels.VERSION)][operator]
+
+
+def exact(value: np.ndarray) -> np.ndarray:
+    """Numbers of few bits, which every machine's numpy makes alike."""
+    return value.astype(np.float16).astype(np.float32) if value.dtype == np.float32 else value
 
 
 @pytest.mark.parametrize("operator", EXAMPLES)
@@ -454,7 +477,7 @@ def test_weights_that_are_computed_are_refused(operator: str, name: str) -> None
 BAD_VALUES: list[tuple[str, dict[str, np.ndarray], dict[str, Any], str]] = [
     ("Embed", {"ids": np.array([[50, 0]])}, {}, "a token id is not in the vocabulary"),
     ("Embed", {"ids": np.array([[0, -1]])}, {}, "a token id is not in the vocabulary"),
-    ("Embed", {"ids": np.zeros((1, 21), np.int64)}, {}, "a text has more tokens than there are places"),
+    ("Embed", {"ids": np.zeros((1, 21), np.int64)}, {}, "a text has more tokens than there are positions"),
     ("Linear", {"sums": np.full(96, 128 * 48 + 1, np.int32)}, {}, "sums holds a sum that no int8 weights have"),
     ("Linear", {"bias": np.zeros(64, np.float32)}, {}, "Linear: bias of shape 64 x 1 does not fit the other inputs"),
     ("Linear", {"input": np.zeros((60, 24), np.uint8)}, {}, "codes of shape 60 x 24 does not fit"),

@@ -23,8 +23,8 @@ import orjson
 import psutil
 import pytest
 
+from artifact.manifest import CHECKSUM, MANIFEST, MODEL_FILES, TOKENIZER, VOCABULARY, Manifest, open_artifact
 from export.manifest import file_entry, reduced
-from handler.artifact import CHECKSUM, MANIFEST, MODEL_FILES, TOKENIZER, VOCABULARY, Manifest, open_artifact
 from handler.embedder import Embedder
 from loader import app, errors, store
 from tests.cloud import BUCKET, Cloud, cloud, int8_only, isolated, moto, put_version, recycle, wait_until

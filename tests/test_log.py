@@ -213,7 +213,7 @@ def test_an_unforeseen_error_is_in_the_log_with_its_traceback(
     incident, line = map(json.loads, out.splitlines())
     assert (incident["request_id"], incident["incident"]) == ("one", "AttributeError")
     assert "NoneType" in incident["traceback"]
-    assert "in embed_run" in incident["traceback"]
+    assert "in infer" in incident["traceback"]
     assert (line["request_id"], line["status"], line["error"]["code"]) == ("one", 500, "internal_error")
     assert MARK not in out
 

@@ -29,8 +29,8 @@ from tests.test_readme_commands import block
 
 __all__ = ["int8_only", "moto"]  # fixtures
 
-ON_EFS, IN_PACKAGE, _ = block("make deploy PARAMETERS").splitlines()
-"""The README's commands. The third is for a processor that is not this one."""
+ON_EFS, IN_PACKAGE, _ = [line for line in block("make deploy PARAMETERS").splitlines() if line[0] != "#"]
+"""The commands of docs/deploying.md. The third is for a processor that is not this one."""
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from benchmarks import cgroups, cost, cycles, memory
 from benchmarks.cgroups import CgroupError, Limits, limited, unavailable
 from benchmarks.corpus import of_length
 from benchmarks.results import Result
-from handler.api import max_texts
+from handler.limits import max_texts
 
 
 @pytest.fixture(scope="module")

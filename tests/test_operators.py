@@ -11,11 +11,11 @@ import pytest
 
 import kernels
 import kernels.__main__ as compiler
+from artifact.manifest import ArtifactError, open_artifact
 from benchmarks.emulation import command, missing
 from benchmarks.instructions import OF_THIS_CPU
-from export import ExportError
-from export.package import package
-from handler.artifact import ArtifactError, open_artifact
+from deploy import DeployError
+from deploy.package import package
 from handler.embedder import Embedder
 from kernels import LIBRARY, VERSION, library
 from kernels.__main__ import CompileError, compile_operators
@@ -162,10 +162,10 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_package_without_operators_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import export.package
+    import deploy.package
 
-    monkeypatch.setattr(export.package, "library", lambda system, machine: str(tmp_path / f"{system}-{machine}.so"))
-    with pytest.raises(ExportError, match=r"linux-aarch64.so is missing: compile it with: make operators"):
+    monkeypatch.setattr(deploy.package, "library", lambda system, machine: str(tmp_path / f"{system}-{machine}.so"))
+    with pytest.raises(DeployError, match=r"linux-aarch64.so is missing: compile it with: make operators"):
         package(tmp_path / "function", architecture="arm64")
     assert not (tmp_path / "function").exists()
 

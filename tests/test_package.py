@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from artifact.manifest import sha256
 from benchmarks import emulation, slow_files
 from benchmarks.memory import url_event
 from benchmarks.runtime import lambda_python, start_function
-from export import ExportError
-from export.package import ARCHITECTURES, LAMBDA_PYTHON, interpreter, package, package_model
-from export.slim import CHANGES, REPLACED, UNUSED, slim
-from export.stub_library import machine, stub_library
+from deploy import DeployError
+from deploy.package import ARCHITECTURES, LAMBDA_PYTHON, interpreter, package, package_model
+from deploy.slim import CHANGES, REPLACED, UNUSED, slim
+from deploy.stub_library import machine, stub_library
 from handler import filecheck
-from handler.artifact import sha256
 from handler.embedder import Embedder
 from tests.conftest import ROOT
 
@@ -115,7 +115,7 @@ def test_wheels_that_have_changed_are_named(
         (tmp_path / name).write_text("".join(each.old for each in CHANGES if each.module == name))
     path = tmp_path / module
     path.unlink() if change is None else path.write_text(change(path.read_text()))
-    with pytest.raises(ExportError, match=message):
+    with pytest.raises(DeployError, match=message):
         slim(tmp_path)
 
 
@@ -133,7 +133,7 @@ def no_python() -> str | None:
     """Why there is no Python of Lambda's version; None if there is one."""
     try:
         interpreter(LAMBDA_PYTHON)
-    except ExportError as error:
+    except DeployError as error:
         return str(error)
     return None
 
@@ -237,7 +237,7 @@ def test_a_model_that_is_damaged_is_not_packaged(copy_model: Callable[[str], Pat
     model = copy_model("v1")
     weights = model / "v1" / "model_int8.onnx_data"
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
-    with pytest.raises(ExportError, match=r"model_int8.onnx_data has SHA-256"):
+    with pytest.raises(DeployError, match=r"model_int8.onnx_data has SHA-256"):
         package_model(tmp_path / "layer", model)
     assert not (tmp_path / "layer").exists()
 
@@ -245,14 +245,14 @@ def test_a_model_that_is_damaged_is_not_packaged(copy_model: Callable[[str], Pat
 def test_a_python_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
-    with pytest.raises(ExportError, match=r"there is no python3.13 .*: install it"):
+    with pytest.raises(DeployError, match=r"there is no python3.13 .*: install it"):
         interpreter("3.13")
 
 
 def test_wheels_that_cannot_be_had_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
-    with pytest.raises(ExportError, match=r"pip cannot install numpy==.*: ERROR: No matching distribution"):
+    with pytest.raises(DeployError, match=r"pip cannot install numpy==.*: ERROR: No matching distribution"):
         package(tmp_path / "function")
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from artifact.manifest import open_artifact
 from benchmarks import contenders, roofline, throughput
 from benchmarks.contenders import CONTENDERS, OURS, available, missing
 from benchmarks.corpus import Corpus, generate
 from benchmarks.worker import Worker, workers
-from handler.artifact import open_artifact
 from handler.embedder import Embedder
 
 TEXTS = [

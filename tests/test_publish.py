@@ -1,4 +1,4 @@
-"""python -m export publish: real boto3 calls to S3, CloudFormation and our own functions under the runtime client."""
+"""python -m deploy publish: real boto3 calls to S3, CloudFormation and our own functions under the runtime client."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ import numpy as np
 import pytest
 from botocore.exceptions import ClientError
 
-from export import deployment, publish
-from handler.artifact import MODEL_FILES, TOKENIZER, VOCABULARY, open_artifact
+from artifact.manifest import MODEL_FILES, TOKENIZER, VOCABULARY, open_artifact
+from deploy import publish, stack
+from deploy.__main__ import main
 from handler.embedder import Embedder
 from tests.cloud import BUCKET, Cloud, cloud, int8_only, isolated, moto
 from tests.conftest import MODEL_NAME
@@ -60,9 +61,11 @@ class Deployed:
         (self.output / MODEL_NAME / "current").write_text(f"{version}\n")
         return version
 
-    def publish(self, *arguments: str, where: tuple[str, ...] = ("--stack", STACK)) -> tuple[int, str, str]:
+    def deploy(
+        self, *arguments: str, command: tuple[str, ...] = ("publish",), where: tuple[str, ...] = ("--stack", STACK)
+    ) -> tuple[int, str, str]:
         """Exit status, standard output and error."""
-        status = publish.main([*where, "--output", str(self.output), *arguments])
+        status = main([*command, *where, "--output", str(self.output), *arguments])
         captured = self.capsys.readouterr()
         return status, captured.out, captured.err
 
@@ -113,7 +116,7 @@ def deployed(
     efs = tmp_path / "efs"
     efs.mkdir()
     outputs = cloud.deploy(STACK, templates["default"], start, efs)
-    monkeypatch.setattr(deployment, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(stack, "POLL_SECONDS", 0.01)
     return Deployed(cloud, templates["default"].parameters, outputs, efs, int8_only[0].parent, int8_only[1], capsys)
 
 
@@ -132,7 +135,7 @@ def test_versions_come_into_use_and_go_back(deployed: Deployed, int8: Embedder) 
     first, second = deployed.versions
     alias, url = deployed.outputs["FunctionAlias"], deployed.outputs["Url"]
     deployed.take(first)
-    status, out, err = deployed.publish()
+    status, out, err = deployed.deploy()
     assert (status, err) == (0, "")
     assert [line.split("]")[0] for line in out.splitlines() if line.startswith("[")] == ["[1/4", "[2/4", "[3/4", "[4/4"]
     assert f"version {first} copied, in use; before it: none" in out
@@ -147,36 +150,36 @@ def test_versions_come_into_use_and_go_back(deployed: Deployed, int8: Embedder) 
     expected = int8.embed(["vitamin d"]).vectors[0]
     np.testing.assert_array_equal(deployed.embed("vitamin d"), expected)
 
-    status, out, _ = deployed.publish()
+    status, out, _ = deployed.deploy()
     assert (status, deployed.modified()) == (0, uploaded)
     assert "all of it was there already" in out
     assert f"version {first} was there already, in use" in out
 
     deployed.take(second)
-    status, out, _ = deployed.publish()
+    status, out, _ = deployed.deploy()
     assert (status, deployed.in_use) == (0, second)
     assert f"answers with version {first}, int8: not yet the one in use" in out
     assert (
-        f"new ones take {second}. To replace all of them now: python -m export publish --stack {STACK} --restart" in out
+        f"new ones take {second}. To replace all of them now: python -m deploy publish --stack {STACK} --restart" in out
     )
 
-    status, out, err = deployed.publish("--restart")
+    status, out, err = deployed.deploy("--restart")
     assert (status, err, len(deployed.cloud.updates)) == (0, "", 1)
     assert f"answers with version {second}, int8: 83 vectors equal" in out
     assert "Environments that are running" not in out
     assert_updated(deployed, second)
 
-    status, out, _ = deployed.publish("--rollback", first, "--restart")
+    status, out, _ = deployed.deploy("--restart", command=("rollback", first))
     assert (status, deployed.in_use) == (0, first)
     assert f"answers with version {first}, int8: 83 vectors equal" in out
     np.testing.assert_array_equal(deployed.embed("vitamin d"), expected)
 
-    status, out, _ = deployed.publish("--list")
+    status, out, _ = deployed.deploy(command=("list",))
     assert status == 0
     assert re.search(rf"{second} +2026-01-02T00:00:00\+00:00 +\d\d\.\d +yes", out)
     assert re.search(rf"{first} +2026-01-01T00:00:00\+00:00 +\d\d\.\d +yes +yes", out)
 
-    status, _, err = deployed.publish("--rollback", "absent")
+    status, _, err = deployed.deploy(command=("rollback", "absent"))
     assert (status, deployed.in_use) == (1, first)
     assert f"{deployed.outputs['LoaderName']} failed: VersionMissingError: " in err
 
@@ -224,14 +227,14 @@ def test_an_interrupted_upload_goes_on_where_it_was(deployed: Deployed, monkeypa
             raise KeyboardInterrupt
         put(client, bucket, key, *rest)
 
-    monkeypatch.setattr("export.upload._put", interrupt)
-    status, _, err = deployed.publish()
-    assert (status, err) == (130, "export publish: interrupted: run it again, it goes on where it was\n")
+    monkeypatch.setattr("deploy.upload._put", interrupt)
+    status, _, err = deployed.deploy()
+    assert (status, err) == (130, "deploy: interrupted: run it again, it goes on where it was\n")
     before = deployed.modified()
     assert set(before) == {f"{MODEL_NAME}/{version}/{MODEL_FILES['int8']}"}
     assert not (deployed.efs / MODEL_NAME).exists()
-    monkeypatch.setattr("export.upload._put", put)
-    status, out, _ = deployed.publish()
+    monkeypatch.setattr("deploy.upload._put", put)
+    status, out, _ = deployed.deploy()
     assert (status, deployed.in_use) == (0, version)
     assert {key: deployed.modified()[key] for key in before} == before
     assert "83 vectors equal" in out
@@ -239,13 +242,13 @@ def test_an_interrupted_upload_goes_on_where_it_was(deployed: Deployed, monkeypa
 
 def test_a_damaged_object_is_sent_again(deployed: Deployed) -> None:
     version = deployed.take(deployed.versions[0])
-    assert deployed.publish(where=("--bucket", deployed.bucket))[0] == 0
+    assert deployed.deploy(where=("--bucket", deployed.bucket))[0] == 0
     key = f"{MODEL_NAME}/{version}/{WEIGHTS}"
     s3 = deployed.cloud.client("s3")
     content = bytearray(s3.get_object(Bucket=deployed.bucket, Key=key)["Body"].read())
     content[1_000_000] ^= 1
     s3.put_object(Bucket=deployed.bucket, Key=key, Body=bytes(content))
-    status, out, _ = deployed.publish(where=("--bucket", deployed.bucket, "--loader", deployed.outputs["LoaderName"]))
+    status, out, _ = deployed.deploy(where=("--bucket", deployed.bucket, "--loader", deployed.outputs["LoaderName"]))
     assert (status, deployed.in_use) == (0, version)
     assert "Not verified: name the stack with --stack" in out
     head = s3.head_object(Bucket=deployed.bucket, Key=key, ChecksumMode="ENABLED")
@@ -255,14 +258,14 @@ def test_a_damaged_object_is_sent_again(deployed: Deployed) -> None:
 
 def test_a_bucket_alone_only_gets_the_files(deployed: Deployed) -> None:
     deployed.take(deployed.versions[0])
-    status, out, _ = deployed.publish(where=("--bucket", deployed.bucket))
+    status, out, _ = deployed.deploy(where=("--bucket", deployed.bucket))
     assert status == 0
     assert out.endswith("to put it into use, name the loader with --loader, or the stack with --stack\n")
     assert not (deployed.efs / MODEL_NAME).exists()
-    for option in ("--list", "--rollback=v1"):
-        status, _, err = deployed.publish(option, where=("--bucket", deployed.bucket))
+    for command in (("list",), ("rollback", "v1")):
+        status, _, err = deployed.deploy(command=command, where=("--bucket", deployed.bucket))
         assert (status, "asks the stack's loader: name it with --loader" in err) == (1, True)
-    status, _, err = deployed.publish(
+    status, _, err = deployed.deploy(
         "--restart", where=("--bucket", deployed.bucket, "--loader", deployed.outputs["LoaderName"])
     )
     assert (status, "--restart changes the stack: name it with --stack" in err) == (1, True)
@@ -271,18 +274,18 @@ def test_a_bucket_alone_only_gets_the_files(deployed: Deployed) -> None:
 def test_other_vectors_are_found(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(publish, "VERIFICATION_TEXTS", publish.VERIFICATION_TEXTS[:9])
     deployed.take(deployed.versions[0])
-    embed = deployment.Aws.embed
+    embed = stack.Aws.embed
 
-    def change(self: deployment.Aws, *arguments: Any) -> Any:
+    def change(self: stack.Aws, *arguments: Any) -> Any:
         vectors = embed(self, *arguments)
         vectors[3][100] = vectors[3][100] * 1.0001
         return vectors
 
-    monkeypatch.setattr(deployment.Aws, "embed", change)
-    status, _, err = deployed.publish()
+    monkeypatch.setattr(stack.Aws, "embed", change)
+    status, _, err = deployed.deploy()
     assert status == 1
     assert "1 of 9 vectors are not this machine's to the bit" in err
-    assert "--rollback VERSION goes back" in err
+    assert "python -m deploy rollback VERSION goes back" in err
 
 
 def test_a_precision_that_the_function_needs_must_be_there(
@@ -290,7 +293,7 @@ def test_a_precision_that_the_function_needs_must_be_there(
 ) -> None:
     deployed.outputs = create_stack(deployed.cloud.client, "float", templates["fp32"])
     deployed.take(deployed.versions[0])
-    status, _, err = deployed.publish(where=("--stack", "float"))
+    status, _, err = deployed.deploy(where=("--stack", "float"))
     assert (status, deployed.modified()) == (1, {})
     assert f"the function of stack float runs fp32, and version {deployed.versions[0]} has only int8: build it" in err
 
@@ -302,7 +305,7 @@ def test_precision_reduces_the_version(
     if "fp32" not in whole.precisions:
         pytest.skip("build/ml-models has no fp32")
     arguments = ["--bucket", BUCKET, "--output", str(model_folder.parent), "--precision", "int8"]
-    assert publish.main(arguments) == 0
+    assert main(arguments) == 0
     keys = [each["Key"] for each in cloud.client("s3").list_objects_v2(Bucket=BUCKET)["Contents"]]
     assert {key.rsplit("/", 1)[1] for key in keys} == set(FILES)
     assert not any(f"/{whole.version}/" in key for key in keys)
@@ -312,43 +315,66 @@ def test_a_damaged_local_version_is_not_published(cloud: Cloud, copy_model: Call
     folder = copy_model("v1")
     path = folder / "v1" / TOKENIZER
     path.write_bytes(bytes(path.stat().st_size))
-    assert publish.main(["--bucket", BUCKET, "--output", str(folder.parent)]) == 1
+    assert main(["publish", "--bucket", BUCKET, "--output", str(folder.parent)]) == 1
     assert cloud.client("s3").list_objects_v2(Bucket=BUCKET)["KeyCount"] == 0
+
+
+TO_STACK = ("publish", "--stack", STACK)
 
 
 @pytest.mark.parametrize(
     ("variables", "arguments", "message"),
     [
-        ({"AWS_ACCESS_KEY_ID": ""}, ("--stack", STACK), r"Unable to locate credentials: set AWS_ACCESS_KEY_ID and"),
-        ({"AWS_SECRET_ACCESS_KEY": ""}, ("--stack", STACK), r"Partial credentials found.*: set AWS_ACCESS_KEY_ID and"),
-        ({"AWS_REGION": ""}, ("--stack", STACK), r"no region is set: set AWS_REGION to the stack's, such as us-east-1"),
-        ({"AWS_PROFILE": "absent"}, ("--stack", STACK), r"\(absent\) could not be found: set AWS_PROFILE to one"),
-        ({}, ("--stack", "other"), r"cannot find stack other: .*does not exist: in region us-east-1: see"),
-        ({}, ("--stack", "no/name"), r"cannot find stack no/name: "),
+        (
+            {"AWS_ACCESS_KEY_ID": ""},
+            TO_STACK,
+            r"Unable to locate credentials: set AWS_ACCESS_KEY_ID and",
+        ),
+        (
+            {"AWS_SECRET_ACCESS_KEY": ""},
+            TO_STACK,
+            r"Partial credentials found.*: set AWS_ACCESS_KEY_ID and",
+        ),
+        (
+            {"AWS_REGION": ""},
+            TO_STACK,
+            r"no region is set: set AWS_REGION to the stack's, such as us-east-1",
+        ),
+        (
+            {"AWS_PROFILE": "absent"},
+            TO_STACK,
+            r"\(absent\) could not be found: set AWS_PROFILE to one",
+        ),
+        ({}, ("publish", "--stack", "other"), r"cannot find stack other: .*does not exist: in region us-east-1: see"),
+        ({}, ("publish", "--stack", "no/name"), r"cannot find stack no/name: "),
         (
             {"AWS_ENDPOINT_URL_CLOUDFORMATION": "http://127.0.0.1:9"},
-            ("--stack", STACK),
+            TO_STACK,
             r"cannot find stack embeddings: Could not connect .*: see whether this machine reaches AWS",
         ),
         (
             {},
-            ("--bucket", "absent"),
+            ("publish", "--bucket", "absent"),
             r"cannot write s3://absent/.*NoSuchBucket.*: give the stack's output ArtifactBuck",
         ),
-        ({}, ("--bucket", "No Bucket"), r"cannot look at s3://No Bucket/.*Invalid bucket name.*: give the name"),
         (
             {},
-            ("--bucket", BUCKET, "--loader", "absent", "--list"),
+            ("publish", "--bucket", "No Bucket"),
+            r"cannot look at s3://No Bucket/.*Invalid bucket name.*: give the name",
+        ),
+        (
+            {},
+            ("list", "--bucket", BUCKET, "--loader", "absent"),
             r"cannot invoke absent: .*Function not found: absent: give the stack's output LoaderName as --loader",
         ),
         (
             {},
-            ("--stack", "packaged"),
+            ("publish", "--stack", "packaged"),
             r"stack packaged has the model in the function's package \(ModelStorage=package\)",
         ),
         (
             {},
-            ("--stack", "foreign"),
+            ("publish", "--stack", "foreign"),
             r"stack foreign, now CREATE_COMPLETE, has no output LoaderName, FunctionAlias: wait until",
         ),
     ],
@@ -372,9 +398,9 @@ def test_what_is_missing_is_named_in_a_sentence(
     cloud.client("cloudformation").create_stack(StackName="foreign", TemplateBody=json.dumps(foreign))
     merged = {**cloud.variables, **variables}
     isolated(monkeypatch, **{name: value for name, value in merged.items() if value})
-    assert publish.main([*arguments, "--output", str(int8_only[0].parent)]) == 1
+    assert main([*arguments, "--output", str(int8_only[0].parent)]) == 1
     err = capsys.readouterr().err
-    assert err.startswith("export publish: ")
+    assert err.startswith("deploy: ")
     assert err.count("\n") == 1
     assert re.search(message, err), err
 
@@ -384,7 +410,7 @@ def test_codes_of_aws_have_remedies(code: str) -> None:
     remedies = {"AccessDenied": "must allow", "ExpiredToken": "aws sso login", "Unheard": "documentation of the code"}
     error = ClientError({"Error": {"Code": code, "Message": "no"}}, "PutObject")
     message = f"cannot write: .*{code}.*{remedies[code]}"
-    with pytest.raises(deployment.PublishError, match=message), deployment.aws_errors("write"):
+    with pytest.raises(stack.PublishError, match=message), stack.aws_errors("write"):
         raise error
 
 
@@ -398,13 +424,13 @@ def test_codes_of_aws_have_remedies(code: str) -> None:
     ],
 )
 def test_a_restart_changes_one_word_of_the_template(template: str | dict[str, Any]) -> None:
-    changed = deployment.with_generation(template, "v2.18")
+    changed = stack.with_generation(template, "v2.18")
     assert changed in ('Variables:\n  MODEL_GENERATION: "v2.18"\n', '{"Variables": {"MODEL_GENERATION": "v2.18"}}')
 
 
 def test_this_projects_template_is_what_publishing_expects() -> None:
     template = (ROOT / "template.yaml").read_text("utf-8")
-    assert deployment.with_generation(template, "v2.18").replace('"v2.18"', '"0"') == template
+    assert stack.with_generation(template, "v2.18").replace('"v2.18"', '"0"') == template
     parameters, outputs = re.split(r"^Resources:$|^Outputs:$", template, flags=re.MULTILINE)[::2]
     assert "\n  Precision:\n" in parameters
     for name in ("Url", "FunctionAlias", "ModelStorage", "ArtifactBucketName", "LoaderName"):
@@ -419,21 +445,21 @@ def test_this_projects_template_is_what_publishing_expects() -> None:
     ],
 )
 def test_a_template_that_cannot_be_changed_is_refused(template: str, message: str) -> None:
-    with pytest.raises(deployment.PublishError, match=message):
-        deployment.with_generation(template, "v2")
+    with pytest.raises(stack.PublishError, match=message):
+        stack.with_generation(template, "v2")
 
 
 @pytest.mark.parametrize("status", ["UPDATE_ROLLBACK_IN_PROGRESS", "UPDATE_ROLLBACK_COMPLETE", "UPDATE_FAILED"])
 def test_a_restart_that_is_rolled_back_is_told(status: str, cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"StackStatus": status, "StackStatusReason": "an alarm went off"}
-    monkeypatch.setattr(deployment.Aws, "_describe", lambda *arguments: found)
-    with pytest.raises(deployment.PublishError, match=f"is {status} .an alarm went off.: its old environments go on"):
-        deployment.Aws()._wait_for_update(STACK)
+    monkeypatch.setattr(stack.Aws, "_describe", lambda *arguments: found)
+    with pytest.raises(stack.PublishError, match=f"is {status} .an alarm went off.: its old environments go on"):
+        stack.Aws()._wait_for_update(STACK)
 
 
 def test_on_a_terminal_there_is_a_bar(cloud: Cloud, int8_only: tuple[Path, list[str]]) -> None:
     leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "export", "publish", "--bucket", BUCKET, "--output", str(int8_only[0].parent)]
+    command = [sys.executable, "-m", "deploy", "publish", "--bucket", BUCKET, "--output", str(int8_only[0].parent)]
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
     with subprocess.Popen(command, cwd=ROOT, stdout=follower, stderr=follower, env=environment) as process:
         os.close(follower)
@@ -450,22 +476,22 @@ def test_on_a_terminal_there_is_a_bar(cloud: Cloud, int8_only: tuple[Path, list[
 
 
 @pytest.mark.parametrize(
-    ("command", "missing", "message"),
+    ("package", "missing", "message"),
     [
-        ("publish", "boto3", "export: boto3 is missing, install what publishing needs with: pip install '.[aws]'"),
-        ("publish", "rich", "export: rich is missing, install what publishing needs with: pip install '.[aws]'"),
-        ("publish", "onnx", ""),  # it needs nothing of what builds models
-        (None, "boto3", ""),  # which needs nothing of AWS
+        ("deploy", "boto3", "deploy: boto3 is missing, install what publishing needs with: pip install '.[aws]'"),
+        ("deploy", "rich", "deploy: rich is missing, install what publishing needs with: pip install '.[aws]'"),
+        ("deploy", "onnx", ""),  # it needs nothing of what builds models
+        ("export", "boto3", ""),  # which needs nothing of AWS
     ],
 )
-def test_what_is_not_installed_is_named(command: str | None, missing: str, message: str) -> None:
+def test_what_is_not_installed_is_named(package: str, missing: str, message: str) -> None:
     code = (
-        f"import runpy, sys; sys.modules[{missing!r}] = None; sys.argv[1:] = {[*filter(None, [command]), '--help']!r};"
-        "runpy.run_module('export', run_name='__main__', alter_sys=True)"
+        f"import runpy, sys; sys.modules[{missing!r}] = None; sys.argv[1:] = ['--help'];"
+        f"runpy.run_module({package!r}, run_name='__main__', alter_sys=True)"
     )
     ran = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr.strip()) == (1 if message else 0, message)
-    assert ("python -m export publish" in ran.stdout) is not bool(message)
+    assert ("python -m deploy" in ran.stdout) is not bool(message)
 
 
 def test_float32_vectors_may_differ_in_their_last_bits(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

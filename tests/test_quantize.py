@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import helper
 
-from handler.artifact import WEIGHTS_SUFFIX, open_artifact
+from artifact.manifest import WEIGHTS_SUFFIX, open_artifact
 from quantize import DEFAULT_RECIPE, RECIPES, QuantizationError, quantize
 from quantize.assemble import BLOCK, QUAD, assemble
 from quantize.dynamic import DynamicRecipe

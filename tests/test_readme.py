@@ -1,4 +1,4 @@
-"""The README's programs do what it says, with nothing changed but names that stand for a reader's own."""
+"""The programs in README and docs do what is said, with nothing changed but names that stand for a reader's own."""
 
 import json
 import os
@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from handler.embedder import Embedder
-from tests.servers import ROOT, Local
+from tests.servers import DOCUMENTS, ROOT, Local
 from tests.test_clients import CLIENTS
 
-PROGRAMS = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+PROGRAMS = re.findall(r"```python\n(.*?)```", DOCUMENTS, re.DOTALL)
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "eu-west-1"}
 
 

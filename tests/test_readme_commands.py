@@ -24,21 +24,22 @@ from botocore.auth import SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-from export.deployment import Deployment
-from export.publish import _curl
+from deploy.publish import _curl
+from deploy.stack import Deployment
 from handler.embedder import Embedder
 from tests.cloud import REGION, Cloud, cloud, int8_only, moto
 from tests.conftest import MODEL_NAME
-from tests.servers import ROOT, Handler, Local, send, serving
+from tests.servers import DOCUMENTS, ROOT, Handler, Local, send, serving
 from tests.stack import TOOLS, templates_for_moto
 
 __all__ = ["cloud", "int8_only", "moto"]  # fixtures
 
-BLOCKS = re.findall(r"```(?:sh|console)\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+BLOCKS = re.findall(r"```(?:sh|console)\n(.*?)```", DOCUMENTS, re.DOTALL)
 BEGINNINGS = (
     "make serve",  # not run here: `make test` makes the same, and tests/test_local.py runs what it starts
     "$ curl -s",
-    "make deploy",  # tests/test_make_deploy.py runs it
+    "make deploy\n",  # tests/test_make_deploy.py runs it and
+    "# The model on EFS",  # these too
     "curl --aws-sigv4",
     "KEY=$(aws apigateway get-api-key",
     ". .venv/bin/activate",

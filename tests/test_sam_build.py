@@ -1,4 +1,4 @@
-"""`sam build`, without Docker, gives what export/package.py gives, for the processor that this one is not.
+"""`sam build`, without Docker, gives what deploy/package.py gives, for the processor that this one is not.
 
 For this one tests/test_make_deploy.py builds, and runs what it has built.
 """
@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from export.package import LAMBDA_PYTHON, package
-from handler.artifact import open_artifact
+from artifact.manifest import open_artifact
+from deploy.package import LAMBDA_PYTHON, package
 from tests.servers import ROOT
 from tests.test_package import digests, no_python
 

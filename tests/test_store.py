@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from handler.artifact import MANIFEST, ArtifactError, open_artifact
-from loader import store
-from loader.errors import BusyError, StorageError
+from artifact import store
+from artifact.manifest import MANIFEST, ArtifactError, open_artifact
+from artifact.store import BusyError, StorageError
 from tests.conftest import ROOT
 
 CopyModel = Callable[[str], Path]

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from export.deployment import with_generation
+from deploy.stack import with_generation
 from handler.log import METRICS
 from tests.cloud import Cloud, moto
 from tests.servers import ROOT
@@ -645,7 +645,7 @@ def test_a_version_is_replaced_where_the_function_changes_and_nowhere_else(sourc
 
 
 def test_a_restart_makes_another_version() -> None:
-    """SAM names a version by the template's text, in which `python -m export publish --restart` changes one word."""
+    """SAM names a version by the template's text, in which `python -m deploy publish --restart` changes one word."""
     code = f"""
 import json, pathlib, sys
 sys.path.insert(0, {str(PROGRAMS)!r})
@@ -871,7 +871,7 @@ DEPLOYING = {
     "s3:ListBucket",
     "s3:PutObject",
 }
-"""What `sam deploy` and `python -m export publish` call themselves."""
+"""What `sam deploy` and `python -m deploy publish` call themselves."""
 ONLY_BY_PREFIX = ("cloudformation", "codedeploy", "iam", "lambda", "s3", "sns")
 """Services whose resources have the stack's name in theirs."""
 

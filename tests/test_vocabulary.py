@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from artifact.manifest import open_artifact
 from export.texts import EXTREME
 from export.verify import gate_texts
 from export.words import FORMS, spread, words
-from handler.artifact import open_artifact
 from handler.embedder import Embedder, load_tokenizer
 from tests.test_parity import INT8_LOWEST_COSINE, cosines
 

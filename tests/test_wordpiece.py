@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
+from artifact.manifest import open_artifact
 from export.wordpiece import split_wordpiece
-from handler.artifact import open_artifact
 from handler.embedder import Embedder, join_wordpiece, load_tokenizer
 
 

@@ -10,12 +10,12 @@ import pytest
 from onnx import helper, numpy_helper
 from tokenizers import Tokenizer
 
+from artifact.manifest import Artifact, open_artifact
 from export import ExportError
 from export.manifest import file_entry
 from export.texts import EXTREME, VERIFICATION_TEXTS
 from export.verify import WORDS, gate_texts, verify
 from export.words import FORMS, forms, words
-from handler.artifact import Artifact, open_artifact
 from handler.embedder import Embedder
 
 Reference = Callable[[Sequence[str]], np.ndarray]

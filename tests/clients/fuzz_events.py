@@ -148,12 +148,12 @@ def load_app() -> ModuleType:
     sys.modules["onnxruntime"] = types.ModuleType("onnxruntime")
     sys.modules["onnxruntime"].__version__ = "none"  # type: ignore[attr-defined]
     with contextlib.redirect_stdout(io.StringIO()), atheris.instrument_imports(include=["handler"]):
-        from handler import api, app, events, limits, openai_api, service
-        from handler.artifact import open_artifact
+        from artifact.manifest import open_artifact
+        from handler import app, events, limits, openai_api, requests, service, validation
         from handler.embedder import Embedder, load_tokenizer
     # So low that short inputs reach them: a float response holds two vectors by estimate, one by what it takes.
-    api.MAX_TEXTS = openai_api.MAX_TEXTS = limits.MAX_TEXTS = 3
-    api.MAX_TEXT_CHARACTERS, events.MAX_REQUEST_BYTES = 4000, 8000
+    validation.MAX_TEXTS = openai_api.MAX_TEXTS = limits.MAX_TEXTS = 3
+    requests.MAX_TEXT_CHARACTERS, events.MAX_REQUEST_BYTES = 4000, 8000
     limits.MAX_RESPONSE_BYTES, service.MAX_RESPONSE_BYTES = 12_000, 9_000
     artifact = open_artifact(str(ROOT / "build" / "ml-models" / "all-MiniLM-L6-v2"))
     service._embedder = Embedder(artifact.manifest, "int8", load_tokenizer(artifact), MadeUpSession(), 1)

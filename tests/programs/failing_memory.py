@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-from handler.artifact import open_artifact
+from artifact.manifest import open_artifact
 from handler.embedder import load_session
 
 artifact = open_artifact(sys.argv[1])

@@ -8,7 +8,7 @@ import signal
 import sys
 from pathlib import Path
 
-from loader import store
+from artifact import store
 
 built, model_folder, remaining = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from handler.artifact import CURRENT, ArtifactError, open_artifact
+from artifact.manifest import CURRENT, ArtifactError, open_artifact
 from loader import app, bucket
 
 models, model, version, means = sys.argv[1:]

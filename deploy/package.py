@@ -1,4 +1,4 @@
-"""What `sam build` gives to Lambda: `python -m export.package function|loader|model FOLDER`.
+"""What `sam build` gives to Lambda: `python -m deploy.package function|loader|model FOLDER`.
 
 function  the handler with its wheels, without what they do not need at run time, compiled
 loader    what copies models from S3 to EFS
@@ -20,8 +20,8 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from export import ExportError
-from export.slim import slim
+from deploy import DeployError
+from deploy.slim import slim
 from kernels import library
 
 ROOT = Path(__file__).parents[1]
@@ -31,24 +31,23 @@ ARCHITECTURES = {"x86_64": "x86_64", "arm64": "aarch64"}
 LAMBDA_PYTHON = "3.13"
 OWN_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 GLIBC = ("_2_34", "_2_31", "_2_28", "_2_27", "_2_17", "2014")
-"""Of Amazon Linux 2023 (2.34) and older: pip takes a platform literally and not as "or older"."""
+"""C libraries, Amazon Linux 2023's (2.34) and older: pip takes a platform literally and not as "or older"."""
 
 
 def package(target: Path, python: str | None = None, architecture: str | None = None) -> None:
     """Build the function's package into `target`, which must not exist or be empty.
 
     `python` is a version such as 3.13, `architecture` x86_64 or arm64; by default those of this process.
-    Raises ExportError if a wheel cannot be had, if the operators are not compiled for the architecture, or if there is
-    no Python of that version to compile with.
+    Raises DeployError if a wheel cannot be installed, if the operators are not compiled for the architecture, or if
+    there is no Python of that version to compile with.
     """
     compiler = interpreter(python or OWN_PYTHON)
     operators = _operators(architecture)
     _install_wheels(target, python or OWN_PYTHON, architecture)
     slim(target)
     _copy_sources(target, "handler")
-    (target / "kernels").mkdir()
-    for source in (operators, ROOT / "kernels" / "__init__.py"):
-        shutil.copy(source, target / "kernels")
+    _copy_files(target, "artifact", "__init__.py", "manifest.py")
+    _copy_files(target, "kernels", "__init__.py", operators.name)
     _compile(target, compiler)
 
 
@@ -57,26 +56,24 @@ def package_loader(target: Path, python: str | None = None, architecture: str | 
     compiler = interpreter(python or OWN_PYTHON)
     _install_wheels(target, python or OWN_PYTHON, architecture, only="orjson")
     _copy_sources(target, "loader")
-    (target / "handler").mkdir()
-    for name in ("__init__.py", "artifact.py"):
-        shutil.copyfile(ROOT / "handler" / name, target / "handler" / name)
+    _copy_sources(target, "artifact")
     _compile(target, compiler)
 
 
 def package_model(target: Path, model_folder: Path) -> None:
     """Put the INT8 part of a model folder's version in use into `target/ml-models`.
 
-    Raises ExportError if it cannot be read or is damaged.
+    Raises DeployError if it cannot be read or is damaged.
     """
+    from artifact.manifest import CURRENT, MANIFEST, ArtifactError, open_artifact
     from export.manifest import reduced  # here, since all else needs nothing but Python
-    from handler.artifact import CURRENT, MANIFEST, ArtifactError, open_artifact
 
     try:
         artifact = open_artifact(model_folder)
         artifact.check_digests()
         manifest = reduced(artifact.manifest, ["int8"])
     except ArtifactError as error:
-        raise ExportError(str(error)) from error
+        raise DeployError(str(error)) from error
     folder = target / "ml-models" / model_folder.name / manifest.version
     folder.mkdir(parents=True)
     for name in manifest.files:
@@ -89,10 +86,16 @@ def _copy_sources(target: Path, name: str) -> None:
     shutil.copytree(ROOT / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
 
 
+def _copy_files(target: Path, folder: str, *names: str) -> None:
+    (target / folder).mkdir()
+    for name in names:
+        shutil.copy(ROOT / folder / name, target / folder)
+
+
 def _operators(architecture: str | None) -> Path:
     path = Path(library("linux", _processor(architecture)))
     if not path.is_file():
-        raise ExportError(f"{path} is missing: compile it with: make operators")
+        raise DeployError(f"{path} is missing: compile it with: make operators")
     return path
 
 
@@ -109,7 +112,7 @@ def _compile(target: Path, interpreter: str) -> None:
         command, cwd=target, capture_output=True, text=True, check=False, env=_reproducible()
     )
     if ran.returncode != 0:
-        raise ExportError(f"{interpreter} cannot compile the package: {(ran.stdout + ran.stderr).strip()[-500:]}")
+        raise DeployError(f"{interpreter} cannot compile the package: {(ran.stdout + ran.stderr).strip()[-500:]}")
     for path in list(target.rglob("*.opt-2.pyc")):  # under the names that Python looks for without -OO
         path.rename(path.with_name(path.name.replace(".opt-2.pyc", ".pyc")))
 
@@ -124,14 +127,14 @@ def _install_wheels(target: Path, python: str, architecture: str | None, only: s
     command += [f"--platform=manylinux{glibc}_{processor}" for glibc in GLIBC]
     ran = subprocess.run([*command, *wheels], capture_output=True, text=True, check=False)  # noqa: S603
     if ran.returncode != 0:
-        raise ExportError(
+        raise DeployError(
             f"pip cannot install {', '.join(wheels)} for Python {python} on {processor}: "
             f"{ran.stderr.strip().splitlines()[-1]}"
         )
 
 
 def interpreter(python: str) -> str:
-    """A Python of that version, for its bytecode. Raises ExportError if there is none."""
+    """A Python of that version, for its bytecode. Raises DeployError if there is none."""
     if python == OWN_PYTHON:
         return sys.executable
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv"), "versions")
@@ -140,7 +143,7 @@ def interpreter(python: str) -> str:
         probe = subprocess.run([path, "-c", ""], capture_output=True, check=False)  # noqa: S603
         if probe.returncode == 0:
             return path
-    raise ExportError(
+    raise DeployError(
         f"there is no python{python} to compile the package with, without which every cold start would do it: install "
         f"it (uv python install {python}, pyenv install {python}, or your system's packages) and put it on PATH"
     )
@@ -152,7 +155,7 @@ def _reproducible() -> dict[str, str]:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m export.package", description="Build what Lambda runs.")
+    parser = argparse.ArgumentParser(prog="python -m deploy.package", description="Build what Lambda runs.")
     parser.add_argument("what", choices=["function", "loader", "model"])
     parser.add_argument("target", type=Path, help="folder, made or empty")
     parser.add_argument("--python", default=LAMBDA_PYTHON, help="default: %(default)s")
@@ -165,8 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         else:
             build = package if parsed.what == "function" else package_loader
             build(parsed.target, parsed.python, parsed.architecture)
-    except ExportError as error:
-        print(f"export.package: {error}", file=sys.stderr)
+    except DeployError as error:
+        print(f"deploy.package: {error}", file=sys.stderr)
         return 1
     return 0
 

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from uuid import uuid4
 
-from handler import artifact as reader
-from handler.artifact import (
+from artifact import manifest as reader
+from artifact.manifest import (
     CURRENT,
     MANIFEST,
     Artifact,
@@ -32,12 +32,23 @@ from handler.artifact import (
     is_name,
     sha256,
 )
-from loader.errors import BusyError, StorageError
 
 _STAGING = ".staging-"
 _REPLACED = ".replaced-"
 """What the names of damaged files begin with that have been replaced."""
 _POLL_SECONDS = 0.1
+
+
+class StoreError(Exception):
+    """A model folder cannot be written to; the message says what is wrong, with the value, and what to do about it."""
+
+
+class BusyError(StoreError):
+    """Another process is writing to the model folder."""
+
+
+class StorageError(StoreError):
+    """The file system is not there, may not be written to, or failed."""
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import IO, Any
 
 from botocore.exceptions import ClientError
 
-from export.deployment import aws_errors
+from artifact.manifest import MANIFEST, Manifest
+from deploy.stack import aws_errors
 from export.progress import Advance
-from handler.artifact import MANIFEST, Manifest
 
 
 def upload(client: Any, bucket: str, model: str, folder: Path, manifest: Manifest, advance: Advance) -> int:

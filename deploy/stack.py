@@ -22,7 +22,7 @@ import boto3
 from botocore import exceptions as boto
 from botocore.config import Config
 
-from export import ExportError
+from deploy import DeployError
 
 GENERATION = "MODEL_GENERATION"
 """The function's environment variable whose value means nothing: a new one makes a new version of the function."""
@@ -36,7 +36,7 @@ _CONFIG = Config(connect_timeout=10, retries={"mode": "standard", "total_max_att
 _INVOKE_CONFIG = _CONFIG.merge(Config(read_timeout=910, tcp_keepalive=True))
 
 
-class PublishError(ExportError):
+class PublishError(DeployError):
     """Publishing cannot go on; the message says what is wrong and what to do."""
 
 
@@ -228,7 +228,7 @@ _REMEDIES: Mapping[type[Exception], str] = {
 _CODE_REMEDIES: Mapping[str, str] = {
     **dict.fromkeys(
         ("AccessDenied", "AccessDeniedException", "403"),
-        "your credentials must allow what the first lines of export/deployment.py list",
+        "your credentials must allow what the first lines of deploy/stack.py list",
     ),
     **dict.fromkeys(
         (

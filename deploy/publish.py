@@ -1,34 +1,28 @@
-"""python -m export publish: a version of the model into a deployed stack: upload, load, and compare the vectors."""
+"""A version of the model into a deployed stack: upload, load, and compare the vectors; and back to another one."""
 
 from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-try:
-    import numpy as np
-    from rich import box
-    from rich.table import Table
+import numpy as np
+from rich import box
+from rich.table import Table
 
-    from export import ExportError
-    from export.deployment import Aws, Deployment, PublishError, Served
-    from export.options import precisions
-    from export.progress import Steps
-    from export.texts import VERIFICATION_TEXTS
-    from export.upload import upload
-    from handler.artifact import Artifact, ArtifactError, Manifest, open_artifact
-    from handler.embedder import Embedder
-except ModuleNotFoundError as error:
-    sys.exit(f"export: {error.name} is missing, install what publishing needs with: pip install '.[aws]'")
+from artifact.manifest import Artifact, Manifest, open_artifact
+from deploy.stack import Aws, Deployment, PublishError, Served
+from deploy.upload import upload
+from export.progress import Steps
+from export.texts import VERIFICATION_TEXTS
+from handler.embedder import Embedder
 
 MIN_COSINE = 0.99999
-"""Of float32 vectors, which may differ in their last bits between CPU types."""
+"""Minimum cosine of float32 vectors, which may differ in their last bits between CPU types."""
 VERIFICATION_TRIES = 3
 
 
@@ -42,38 +36,8 @@ class Version:
     """Where its files are on this machine."""
 
 
-def main(command_line: Sequence[str]) -> int:
-    arguments = _parse_arguments(command_line)
-    try:
-        run(arguments)
-    except (ExportError, ArtifactError) as error:
-        print(f"export publish: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        print(f"export publish: cannot read {error.filename or arguments.output}: {error.strerror}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("export publish: interrupted: run it again, it goes on where it was", file=sys.stderr)
-        return 130
-    return 0
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Do what the command line asks for. Raises ExportError, ArtifactError."""
-    aws = Aws()
-    deployment = (
-        aws.find(arguments.stack) if arguments.stack else Deployment(aws.region, arguments.bucket, arguments.loader)
-    )
-    if arguments.list:
-        _show(_loader(deployment, "--list"), deployment, arguments.model, aws)
-    elif arguments.rollback:
-        _roll_back(arguments, deployment, aws)
-    else:
-        _publish(arguments, deployment, aws)
-
-
-def _publish(arguments: argparse.Namespace, deployment: Deployment, aws: Aws) -> None:
-    """The steps in order."""
+def publish(arguments: argparse.Namespace, deployment: Deployment, aws: Aws) -> None:
+    """Put the version in use on this machine into use in the stack. Raises PublishError, ArtifactError."""
     steps = Steps(total=2 if deployment.loader is None else 3 + bool(deployment.function) + arguments.restart)
     with steps.step(f"check the version in use in {arguments.output / arguments.model}"):
         version = _local_version(arguments.output / arguments.model, arguments.precision)
@@ -97,17 +61,33 @@ def _publish(arguments: argparse.Namespace, deployment: Deployment, aws: Aws) ->
     _verify(arguments, deployment, version, result["previous"], aws, steps)
 
 
-def _roll_back(arguments: argparse.Namespace, deployment: Deployment, aws: Aws) -> None:
-    loader = _loader(deployment, "--rollback")
+def roll_back(arguments: argparse.Namespace, deployment: Deployment, aws: Aws) -> None:
+    """Put another version that the stack has into use. Raises PublishError, ArtifactError."""
+    loader = _loader(deployment, "rollback")
     steps = Steps(total=1 + bool(deployment.function) + arguments.restart)
-    with steps.step(f"put version {arguments.rollback} into use with {loader}"):
-        result = aws.invoke(loader, {"action": "use", "model": arguments.model, "version": arguments.rollback})
+    with steps.step(f"put version {arguments.version} into use with {loader}"):
+        result = aws.invoke(loader, {"action": "use", "model": arguments.model, "version": arguments.version})
     _tell_result(result)
-    folder = arguments.output / arguments.model / arguments.rollback
-    version = Version(arguments.rollback)
+    folder = arguments.output / arguments.model / arguments.version
+    version = Version(arguments.version)
     if folder.is_dir():
-        version = Version(arguments.rollback, open_artifact(folder).manifest, folder)
+        version = Version(arguments.version, open_artifact(folder).manifest, folder)
     _verify(arguments, deployment, version, result["previous"], aws, steps)
+
+
+def list_versions(arguments: argparse.Namespace, deployment: Deployment, aws: Aws) -> None:
+    """Print the versions that the stack has. Raises PublishError."""
+    loader = _loader(deployment, "list")
+    result = aws.invoke(loader, {"action": "list", "model": arguments.model})
+    table = Table(box=box.SIMPLE)
+    for header in ("version", "created", "MB", "in use", "intact"):
+        table.add_column(header, no_wrap=True)
+    for each in result["versions"]:
+        state = ("yes" if each["current"] else "", "yes" if each["intact"] else f"no: {each['problem']}")
+        table.add_row(each["version"], each["created"], f"{each['size'] / 1e6:.1f}", *state)
+    Steps(0).console.print(table)
+    if not result["versions"]:
+        print(f"{loader} has no version of {arguments.model}: put one there with: python -m deploy publish")
 
 
 def _verify(
@@ -159,7 +139,7 @@ def _compare(function: str, version: Version, aws: Aws, advance: Any) -> tuple[S
         # It may be that an environment with another version gave them.
     raise PublishError(
         f"{function} serves {served.version}, and {difference}: see whether its package is of this source (sam build, "
-        "sam deploy); --rollback VERSION goes back"
+        "sam deploy); python -m deploy rollback VERSION goes back"
     )
 
 
@@ -203,19 +183,6 @@ def _published(version: Version) -> tuple[Manifest, Path]:
     return version.manifest, version.folder
 
 
-def _show(loader: str, deployment: Deployment, model: str, aws: Aws) -> None:
-    result = aws.invoke(loader, {"action": "list", "model": model})
-    table = Table(box=box.SIMPLE)
-    for header in ("version", "created", "MB", "in use", "intact"):
-        table.add_column(header, no_wrap=True)
-    for each in result["versions"]:
-        state = ("yes" if each["current"] else "", "yes" if each["intact"] else f"no: {each['problem']}")
-        table.add_row(each["version"], each["created"], f"{each['size'] / 1e6:.1f}", *state)
-    Steps(0).console.print(table)
-    if not result["versions"]:
-        print(f"{loader} has no version of {model}: put one there with: python -m export publish")
-
-
 def _tell_result(result: dict[str, Any]) -> None:
     copied = {True: "copied, ", False: "was there already, "}.get(result.get("copied"), "")  # type: ignore[arg-type]
     removed = f"; removed: {', '.join(result['removed'])}" if result.get("removed") else ""
@@ -229,8 +196,8 @@ def _loader(deployment: Deployment, option: str) -> str:
 
 
 def _restart_command(arguments: argparse.Namespace) -> str:
-    what = f" --rollback {arguments.rollback}" if arguments.rollback else ""
-    return f"python -m export publish --stack {shlex.quote(arguments.stack)}{what} --restart"
+    what = "publish" if arguments.command == "publish" else f"rollback {arguments.version}"
+    return f"python -m deploy {what} --stack {shlex.quote(arguments.stack)} --restart"
 
 
 def _curl(deployment: Deployment) -> str:
@@ -242,23 +209,3 @@ def _curl(deployment: Deployment) -> str:
         '${AWS_SESSION_TOKEN:+"-Hx-amz-security-token:$AWS_SESSION_TOKEN"} -H "content-type: application/json" '
         f'{deployment.url}/embed -d \'{{"text":"vitamin d"}}\''
     )
-
-
-def _parse_arguments(command_line: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m export publish", description="Put a version of the model into a deployed stack."
-    )
-    where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--stack", metavar="NAME", help="of the deployed template.yaml, in AWS_REGION")
-    where.add_argument("--bucket", metavar="NAME", help="instead of a stack: where the versions go")
-    parser.add_argument("--loader", metavar="FUNCTION", help="with --bucket: the function that puts them into use")
-    parser.add_argument("--output", type=Path, default=Path("build/ml-models"), metavar="DIR", help="%(default)s")
-    parser.add_argument("--model", default="all-MiniLM-L6-v2", metavar="NAME", help="its folder; %(default)s")
-    parser.add_argument(
-        "--precision", type=precisions, metavar="int8[,fp32]", help="only these; default: all of the version"
-    )
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--rollback", metavar="VERSION", help="put a version into use that the stack has")
-    what.add_argument("--list", action="store_true", help="show the versions that the stack has")
-    parser.add_argument("--restart", action="store_true", help="replace the environments that are running")
-    return parser.parse_args(command_line)

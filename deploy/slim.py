@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
-from export import ExportError
-from export.stub_library import machine, stub_library, undefined_symbols
+from deploy import DeployError
+from deploy.stub_library import machine, stub_library, undefined_symbols
 
 UNUSED = (
     "bin",
@@ -112,20 +112,20 @@ BLAS = "libscipy_openblas"
 def slim(target: Path) -> None:
     """Take from wheels that are unpacked into `target` what the function does not need.
 
-    Raises ExportError if a module is not what it was in the version that this was written for.
+    Raises DeployError if a module is not what it was in the version that this was written for.
     """
     for pattern in UNUSED:
         for path in list(target.glob(pattern)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name, source in REPLACED.items():
         if not (target / name).exists():
-            raise ExportError(f"there is no {name} any more, which export/slim.py replaces: adapt it")
+            raise DeployError(f"there is no {name} any more, which deploy/slim.py replaces: adapt it")
         (target / name).write_text(source, "utf-8")
     for change in CHANGES:
         path = target / change.module
         source = path.read_text("utf-8") if path.exists() else ""
         if source.count(change.old) != 1:
-            raise ExportError(f"{change.module} has not once {change.old!r}, which export/slim.py changes: adapt it")
+            raise DeployError(f"{change.module} has not once {change.old!r}, which deploy/slim.py changes: adapt it")
         path.write_text(source.replace(change.old, change.new), "utf-8")
     _leave_out_blas(target)
 

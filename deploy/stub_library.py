@@ -13,7 +13,7 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-_MESSAGE = b"a function of a library was called that this package leaves out (export/stub_library.py)\n"
+_MESSAGE = b"a function of a library was called that this package leaves out (deploy/stub_library.py)\n"
 _EXIT_STATUS = 70
 _PAGE = 0x10000
 """Largest page of the processors that are supported."""

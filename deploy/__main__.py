@@ -1,0 +1,67 @@
+"""python -m deploy publish|list|rollback: the versions of the model in a deployed stack."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+try:
+    from artifact.manifest import ArtifactError
+    from deploy import DeployError
+    from deploy.publish import list_versions, publish, roll_back
+    from deploy.stack import Aws, Deployment
+    from export.options import precisions
+except ModuleNotFoundError as error:
+    sys.exit(f"deploy: {error.name} is missing, install what publishing needs with: pip install '.[aws]'")
+
+
+def main(command_line: Sequence[str] | None = None) -> int:
+    arguments = _parse_arguments(command_line)
+    try:
+        aws = Aws()
+        deployment = (
+            aws.find(arguments.stack) if arguments.stack else Deployment(aws.region, arguments.bucket, arguments.loader)
+        )
+        {"publish": publish, "list": list_versions, "rollback": roll_back}[arguments.command](
+            arguments, deployment, aws
+        )
+    except (DeployError, ArtifactError) as error:
+        print(f"deploy: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        print(f"deploy: cannot read {error.filename or arguments.output}: {error.strerror}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("deploy: interrupted: run it again, it goes on where it was", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parse_arguments(command_line: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy", description="Publish versions of the model to a deployed stack, and switch them."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    publishing = commands.add_parser("publish", help="upload the version in use here, and put it into use there")
+    listing = commands.add_parser("list", help="show the versions that the stack has")
+    rollback = commands.add_parser("rollback", help="put a version into use that the stack has")
+    rollback.add_argument("version", metavar="VERSION")
+    for each in (publishing, listing, rollback):
+        where = each.add_mutually_exclusive_group(required=True)
+        where.add_argument("--stack", metavar="NAME", help="name of the deployed template.yaml's stack, in AWS_REGION")
+        where.add_argument("--bucket", metavar="NAME", help="instead of a stack: where the versions go")
+        each.add_argument("--loader", metavar="FUNCTION", help="with --bucket: the function that puts them into use")
+        each.add_argument("--output", type=Path, default=Path("build/ml-models"), metavar="DIR", help="%(default)s")
+        each.add_argument("--model", default="all-MiniLM-L6-v2", metavar="NAME", help="its folder; %(default)s")
+    publishing.add_argument(
+        "--precision", type=precisions, metavar="int8[,fp32]", help="only these; default: all of the version"
+    )
+    for each in (publishing, rollback):
+        each.add_argument("--restart", action="store_true", help="replace the environments that are running")
+    return parser.parse_args(command_line)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

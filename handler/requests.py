@@ -1,0 +1,135 @@
+"""What is asked for and what becomes of it, whatever the form of request and response."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from handler.errors import InvalidRequestError, ModelNotFoundError, TextTooLongError, TooLargeError
+from handler.limits import MAX_TEXT_CHARACTERS, MAX_TOKEN_IDS, max_texts
+from handler.validation import shorten
+
+if TYPE_CHECKING:
+    from artifact.manifest import Manifest
+    from handler.embedder import Embedder, Tokens, Vectors
+
+COUNTED_CHARACTERS = 1 << 18
+"""Characters that are tokenized of a text that must not be cut, to say how many tokens it has."""
+
+
+class Outcome(NamedTuple):
+    """What a request's texts have become."""
+
+    vectors: Vectors | list[str]
+    """float32 of shape (n, dimensions), or n strings of base64."""
+    tokens: int
+    """Tokens embedded, of all texts together, special tokens included."""
+    truncated: list[int]
+    """Indices of the texts that were cut."""
+    manifest: Manifest
+    latency: float
+    """Seconds."""
+
+
+class EmbedRequest(NamedTuple):
+    """Texts, what is wanted of them, and the form of the answer."""
+
+    texts: list[str]
+    field: str
+    """The field that they came in, for messages."""
+    render: Callable[[Outcome], Any]
+    """The response object."""
+    encoding: str = "float"
+    normalize: bool | None = None
+    """None for what the model does."""
+    truncate: bool = True
+    token_ids: list[list[int]] | None = None
+    """Instead of texts, where a client has tokenized them."""
+    dimensions: int | None = None
+    """How many the client expects."""
+    model: str | None = None
+    """Which the client expects."""
+
+    def check(self, manifest: Manifest) -> None:
+        """Compare with what the model is, and with the limits of texts and of its vectors.
+
+        Raises ModelNotFoundError, InvalidRequestError, TooLargeError.
+        """
+        if self.model is not None:
+            check_model(self.model, manifest)
+        dimensions = manifest.dimensions
+        if self.dimensions not in (None, dimensions):
+            raise InvalidRequestError(
+                f"dimensions is {self.dimensions}: this model's vectors have {dimensions}, and cannot be shortened",
+                "dimensions",
+            )
+        count = len(self.texts if self.token_ids is None else self.token_ids)
+        limit = max_texts(dimensions, self.encoding)
+        if count > limit:
+            more = max_texts(dimensions, "base64")
+            hint = "" if self.encoding == "base64" else f", or of {more} with encoding_format base64"
+            raise TooLargeError(
+                f"{self.field} has {count} texts; a response holds the vectors of {limit}{hint}: send several requests",
+                self.field,
+            )
+        for index, ids in enumerate(self.token_ids or ()):
+            if len(ids) > MAX_TOKEN_IDS:
+                raise TooLargeError(
+                    f"{self.name(index)} has {len(ids)} token ids, the limit is {MAX_TOKEN_IDS}: send it in parts",
+                    self.name(index),
+                )
+        for index, text in enumerate(self.texts):
+            if len(text) > MAX_TEXT_CHARACTERS:
+                raise TooLargeError(
+                    f"{self.name(index)} has {len(text)} characters, the limit is {MAX_TEXT_CHARACTERS}: "
+                    "send it in parts",
+                    self.name(index),
+                )
+
+    def check_lengths(self, tokens: Tokens, max_tokens: int) -> None:
+        """Raise TextTooLongError, with the token count of each text, if some would have to be cut and must not be."""
+        if self.truncate or not (cut := tokens.truncated):
+            return
+        counts = ", ".join(f"{self.name(index)} has {tokens.counts[index]}" for index in cut)
+        raise TextTooLongError(
+            f"the model reads {max_tokens} tokens of a text, special tokens included, and truncate is false: {counts}",
+            self.name(cut[0]),
+        )
+
+    def tokens(self, embedder: Embedder, deadline: float | None) -> tuple[Tokens, list[str]]:
+        """The tokens of the texts, and the texts; of token ids those that they stand for, of a long one its beginning.
+
+        Raises InvalidRequestError if token ids are not this model's, TooManyTokensError past the deadline, a value of
+        `time.monotonic()`.
+        """
+        if self.token_ids is None:
+            return embedder.tokenize(self.texts, None if self.truncate else COUNTED_CHARACTERS, deadline), self.texts
+        tokens, texts = embedder.tokens_of(self.token_ids, deadline)
+        if len(texts) < len(self.token_ids):
+            raise InvalidRequestError(
+                f"{self.field} holds token ids that are not this model's (array {len(texts)}): send text. LangChain's "
+                "OpenAIEmbeddings does so with check_embedding_ctx_length=False",
+                self.field,
+            )
+        return tokens, texts
+
+    def name(self, index: int) -> str:
+        """What messages call a text."""
+        return f"{self.field}[{index}]" if self.field in ("texts", "inputs", "input") else self.field
+
+
+def encode(vectors: Vectors, encoding: str) -> Vectors | list[str]:
+    """Vectors as they travel: as they are for the JSON writer, or each as base64 of little-endian float32."""
+    if encoding == "float":
+        return vectors
+    import binascii
+
+    return [binascii.b2a_base64(row.tobytes(), newline=False).decode() for row in vectors.astype("<f4", copy=False)]
+
+
+def check_model(name: str, manifest: Manifest) -> None:
+    """Raise ModelNotFoundError unless this is the model's id, or the part of it after the organization."""
+    if name not in (manifest.model, manifest.model.rpartition("/")[2]):
+        raise ModelNotFoundError(
+            f"the model {shorten(name)} is not served here: set model to {manifest.model}", "model"
+        )
