@@ -43,7 +43,9 @@ def loaded_embedder() -> Embedder:
         embedder = Embedder.from_artifact(artifact, settings.precision, settings.threads, check)
         # The tokenizer's threads, which it starts at its first text.
         os.environ.setdefault("RAYON_NUM_THREADS", str(embedder.threads))
-        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false" if embedder.threads == 1 else "true")
+        if embedder.threads == 1:
+            # Not "true" otherwise: told so, the tokenizer would wait in a fork for threads that only its parent has.
+            os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         _embedder, _load_seconds = embedder, time.perf_counter() - started
     return _embedder
 

@@ -939,3 +939,25 @@ def test_a_hundred_clients_get_each_their_own_answer_once(start: Start, int8: Em
     ids = [answer.headers["x-request-id"] for answer in answers]
     assert len(set(ids)) == len(texts)
     assert sorted(line["request_id"] for line in lines_of(local, len(texts))) == sorted(ids)
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_a_fork_after_a_request_answers_as_its_parent_does(threads: str, model_cache: Path) -> None:
+    """Threads of the parent, the tokenizer's for one, are not in the fork."""
+    code = """
+import os, signal
+from handler.app import lambda_handler
+ask = lambda: lambda_handler({"texts": ["before", "after " * 200, "a", "b"]}, None)["embeddings"]
+wanted = ask()
+child = os.fork()
+if child == 0:
+    signal.alarm(60)
+    os._exit(0 if ask() == wanted else 2)
+print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), ask() == wanted)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "TOKENIZERS_PARALLELISM"}
+    environment |= {"MODEL_CACHE_DIR": str(model_cache), "MODEL_THREADS": threads}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, check=True
+    )
+    assert ran.stdout.splitlines()[-1] == "0 True"

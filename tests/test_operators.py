@@ -189,18 +189,3 @@ def test_memory_that_cannot_be_had_is_an_error_each_time(model_folder: Path, tmp
     assert last == f"same {len(failures)}"
     assert len(failures) >= 1 + 31 + 6 * 2  # the library, a kernel a node, and room for attention and Gelu a layer
     assert [line for line in failures if "out of memory" not in line] == []
-
-
-def test_a_process_that_is_forked_after_a_request_embeds_as_its_parent_does(model_folder: Path) -> None:
-    embedder = Embedder.load(model_folder, threads=2)
-    texts = ["before", "after " * 200]
-    wanted = embedder.embed(texts).vectors
-    child = os.fork()
-    if child == 0:  # no exception may lead out of here: two would run the tests that follow
-        status = 1
-        try:
-            status = 0 if (embedder.embed(texts).vectors == wanted).all() else 2
-        finally:
-            os._exit(status)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-    np.testing.assert_array_equal(embedder.embed(texts).vectors, wanted)

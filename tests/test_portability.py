@@ -225,7 +225,11 @@ def test_operators_pass_their_tests_on_graviton2() -> None:
     """Those of what comes in wrong, and of attention, whose arithmetic each instruction set has for itself."""
     if reason := missing("graviton2"):
         pytest.skip(f"graviton2: {reason}")
-    tests = ["tests/test_kernels.py", "-k", "no_number or no_rows or overflows or refused or other_bits or test_attention"]
+    tests = [
+        "tests/test_kernels.py",
+        "-k",
+        "no_number or no_rows or overflows or refused or other_bits or test_attention",
+    ]
     arguments, environment = command("graviton2", ["-m", "pytest", "--noconftest", "-p", "no:cacheprovider", *tests])
     ran = subprocess.run(arguments, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stdout[-5000:]
