@@ -151,15 +151,21 @@ def _quality(results: Results) -> str:
 
 
 def _cold_start(results: Results) -> str:
+    """Of the function, in each column that is measured, and of torch."""
+    found = [
+        f"{1000 * statistics.median(row['seconds']):,.0f} ms with {title}"
+        for kept_to, title in COLUMNS.items()
+        if (result := results.get(file_name("cold-start", kept_to)))
+        for row in _of(result.rows, mode="function", files="page cache")
+    ]
     rows = results["cold-start"].rows if "cold-start" in results else []
-    function = _of(rows, mode="function", files="page cache")
     torch = _of(rows, mode="library", contender=REFERENCE)
-    if not (function and torch):
+    if not (found and torch):
         return ""
-    ours, theirs = (1000 * statistics.median(row["seconds"]) for row in (function[0], torch[0]))
+    theirs = 1000 * statistics.median(torch[0]["seconds"])
     return (
-        f"{ours:,.0f} ms from the start of the function's process to its first answer; sentence-transformers needs "
-        f"{theirs:,.0f} ms to its first vector."
+        f"{', '.join(found)}, from the start of the function's process to its first answer; sentence-transformers "
+        f"needs {theirs:,.0f} ms to its first vector."
     )
 
 

@@ -23,10 +23,11 @@ import orjson
 import psutil
 import pytest
 
+from artifact import store
 from artifact.manifest import CHECKSUM, MANIFEST, MODEL_FILES, TOKENIZER, VOCABULARY, Manifest, open_artifact
 from export.manifest import file_entry, reduced
 from handler.embedder import Embedder
-from loader import app, errors, store
+from loader import app, errors
 from tests.cloud import BUCKET, Cloud, cloud, int8_only, isolated, moto, put_version, recycle, wait_until
 from tests.conftest import MODEL_NAME
 from tests.servers import ROOT, Answer, Local, send
@@ -252,7 +253,7 @@ def test_nothing_is_removed_while_the_version_in_use_is_unknown(
     load("v1")
     current = efs / MODEL_NAME / "current"
     current.write_bytes(b"\xff")
-    with pytest.raises(errors.StorageError, match=r"current: .* no version is removed while the one in use is unknown"):
+    with pytest.raises(store.StorageError, match=r"current: .* no version is removed while the one in use is unknown"):
         call("prune", keep=0)
     assert load("v2") | {"size": 0} == {"version": "v2", "previous": None, "copied": True, "size": 0, "removed": []}
     assert versions_of(efs) == ["v1", "v2"]
@@ -313,16 +314,14 @@ def test_what_is_in_the_way_is_named(kind: str, bucket: Any, efs: Path) -> None:
     found = {"a dangling link": "a symbolic link", "an unreadable folder": "a folder"}.get(kind, kind)
     if found != "a folder":
         STRAYS[kind](folder / "v3")
-        with pytest.raises(errors.StorageError, match=f"/v3 is in the way: it is {found}, not a folder: move it"):
+        with pytest.raises(store.StorageError, match=f"/v3 is in the way: it is {found}, not a folder: move it"):
             load("v3")
         (folder / "v3").unlink()
     (folder / ".lock").unlink()
     if kind != "a plain file":
         STRAYS[kind](folder / ".lock")
         for action, fields in (("load", {"version": "v3"}), ("use", {"version": "v2"}), ("prune", {"keep": 0})):
-            with pytest.raises(
-                errors.StorageError, match=rf"/\.lock is in the way: it is {found}, not a file: move it"
-            ):
+            with pytest.raises(store.StorageError, match=rf"/\.lock is in the way: it is {found}, not a file: move it"):
                 call(action, **fields)
         assert [each["intact"] for each in call("list")["versions"]] == [True]
         (folder / ".lock").rename(efs / "aside")
@@ -331,9 +330,7 @@ def test_what_is_in_the_way_is_named(kind: str, bucket: Any, efs: Path) -> None:
     assert call("list")["current"] is None
     if found == "a folder":
         for action, fields in (("load", {"version": "v3"}), ("use", {"version": "v2"})):
-            with pytest.raises(
-                errors.StorageError, match=f"/current is in the way: it is {found}, not a file: move it"
-            ):
+            with pytest.raises(store.StorageError, match=f"/current is in the way: it is {found}, not a file: move it"):
                 call(action, **fields)
         (folder / "current").rename(efs / "current")
     load("v3")
@@ -341,7 +338,7 @@ def test_what_is_in_the_way_is_named(kind: str, bucket: Any, efs: Path) -> None:
     folder.rename(efs / "elsewhere")
     if found != "a folder":
         STRAYS[kind](folder)
-        with pytest.raises(errors.StorageError, match=f"{folder} is in the way: it is {found}, not a folder: move it"):
+        with pytest.raises(store.StorageError, match=f"{folder} is in the way: it is {found}, not a folder: move it"):
             load("v1")
         assert call("list") == {"current": None, "versions": []}
         assert call("prune", keep=0)["removed"] == []
@@ -352,7 +349,7 @@ def test_a_lock_that_is_a_link_leaves_its_target_as_it_was(bucket: Any, efs: Pat
     for name in (".lock", ".current.partial"):
         (efs / MODEL_NAME / name).unlink(missing_ok=True)
         (efs / MODEL_NAME / name).symlink_to(f"v1/{TOKENIZER}")
-    with pytest.raises(errors.StorageError, match=r"/\.lock is in the way: it is a symbolic link"):
+    with pytest.raises(store.StorageError, match=r"/\.lock is in the way: it is a symbolic link"):
         call("use", version="v1")
     (efs / MODEL_NAME / ".lock").unlink()
     call("use", version="v1")
@@ -564,7 +561,7 @@ def test_settings_that_cannot_be_used_are_named(efs: Path, monkeypatch: pytest.M
         call("list")
     monkeypatch.delenv("KEEP_VERSIONS")
     monkeypatch.setenv("MODEL_CACHE_DIR", str(efs / "absent"))
-    with pytest.raises(errors.StorageError, match="absent, which is no folder: set it to where EFS is mounted"):
+    with pytest.raises(store.StorageError, match="absent, which is no folder: set it to where EFS is mounted"):
         call("list")
 
 
@@ -573,9 +570,9 @@ def test_the_lock_is_waited_for_and_then_named(bucket: Any, efs: Path, monkeypat
     monkeypatch.setattr(app, "LOCK_SECONDS", 0.3)
     with store.locked(efs / MODEL_NAME):
         for action in ("load", "use"):
-            with pytest.raises(errors.BusyError, match=rf"for over 0\.3 s, it holds .*{MODEL_NAME}/\.lock: try again"):
+            with pytest.raises(store.BusyError, match=rf"for over 0\.3 s, it holds .*{MODEL_NAME}/\.lock: try again"):
                 call(action, version="v1")
-        with pytest.raises(errors.BusyError):
+        with pytest.raises(store.BusyError):
             call("prune", keep=0)
         assert call("list")["current"] == "v1"
     monkeypatch.setattr(app, "LOCK_SECONDS", 10)
@@ -710,9 +707,7 @@ def test_a_file_system_that_cannot_be_written_to_is_named(bucket: Any, efs: Path
         load("v1")
         subprocess.run(["mount", "-o", "remount,ro", efs], check=True)
         for action in ("load", "use"):
-            with pytest.raises(
-                errors.StorageError, match=r"cannot be written to .*ClientWrite, and the access point's"
-            ):
+            with pytest.raises(store.StorageError, match=r"cannot be written to .*ClientWrite, and the access point's"):
                 call(action, version="v1")
         assert call("list")["versions"][0]["intact"] is True
         assert in_use(efs) == "v1"

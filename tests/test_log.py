@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from benchmarks.instructions import OF_THIS_CPU
+from handler.errors import InvalidRequestError
 from tests.servers import Answer, Local
 
 Start = Callable[..., Local]
@@ -168,7 +169,7 @@ def test_a_cold_start_is_told_once(load_app: LoadApp, capsys: pytest.CaptureFixt
 
 def test_a_direct_invocation_that_fails_has_a_line(load_app: LoadApp, capsys: pytest.CaptureFixture[str]) -> None:
     app = load_app()
-    with pytest.raises(app.api.InvalidRequestError):
+    with pytest.raises(InvalidRequestError):
         app.lambda_handler({"text": 5}, None)
     line = line_of(capsys)
     assert (line["route"], line["level"], line["client_errors"]) == ("invoke", "WARN", 1)

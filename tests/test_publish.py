@@ -199,7 +199,7 @@ def assert_updated(deployed: Deployed, version: str) -> None:
 
 
 def test_two_publishers_at_once_both_finish(deployed: Deployed, start: Callable[..., Local]) -> None:
-    command = [sys.executable, "-m", "export", "publish", "--stack", STACK, "--output"]
+    command = [sys.executable, "-m", "deploy", "publish", "--stack", STACK, "--output"]
     outputs = []
     for version in deployed.versions:
         outputs.append(deployed.efs.parent / version)
@@ -304,7 +304,7 @@ def test_precision_reduces_the_version(
     whole = open_artifact(model_folder).manifest
     if "fp32" not in whole.precisions:
         pytest.skip("build/ml-models has no fp32")
-    arguments = ["--bucket", BUCKET, "--output", str(model_folder.parent), "--precision", "int8"]
+    arguments = ["publish", "--bucket", BUCKET, "--output", str(model_folder.parent), "--precision", "int8"]
     assert main(arguments) == 0
     keys = [each["Key"] for each in cloud.client("s3").list_objects_v2(Bucket=BUCKET)["Contents"]]
     assert {key.rsplit("/", 1)[1] for key in keys} == set(FILES)
