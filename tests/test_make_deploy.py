@@ -125,7 +125,7 @@ def test_nothing_is_published_to_a_stack_that_could_not_be_created(account: Acco
     assert ran.returncode != 0
     assert "Failed to create/update the stack: refused" in ran.stderr
     assert "ROLLBACK_COMPLETE" in ran.stdout
-    assert "export publish" not in ran.stdout + ran.stderr
+    assert "deploy publish" not in ran.stdout + ran.stderr
 
 
 def assert_embeds(function: Local, int8: Embedder) -> None:
