@@ -35,7 +35,7 @@ from artifact.manifest import (
 
 _STAGING = ".staging-"
 _REPLACED = ".replaced-"
-"""What the names of damaged files begin with that have been replaced."""
+"""Beginning of the names of damaged files that were replaced."""
 _POLL_SECONDS = 0.1
 
 

@@ -54,12 +54,6 @@ ALL = ("cold-start", "latency", "throughput", "quality", "memory", "cost", "load
 which are modelled, with tools that few have."""
 MEMORY_REQUESTS = 10_000
 
-FAULTS = (
-    *(ArtifactError, CorpusError, DeployError, ExportError, WrongVectorsError),
-    *(cycles.CyclesError, load.LoadError),
-)
-"""What is told in a sentence."""
-
 
 def main() -> int:
     arguments = _parse_arguments()

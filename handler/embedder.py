@@ -179,9 +179,9 @@ class Embedder:
     def tokens_of(self, arrays: Sequence[Sequence[int]], deadline: float | None = None) -> tuple[Tokens, list[str]]:
         """What `tokenize` gives for the texts that have these token ids, and these texts, of a long one its beginning.
 
-        Special tokens are among the ids, and all are counted. Both end before the first array that no text has: one
-        of another vocabulary does not begin and end with this tokenizer's special tokens, or its text, tokenized, gives
-        other ids. `deadline` is a value of `time.monotonic()`.
+        The ids include special tokens, and all are counted. Both results end before the first array that is not this
+        tokenizer's: its special tokens are missing, or its text, tokenized, gives other ids. `deadline` is a value of
+        `time.monotonic()`.
         Raises TooManyTokensError past the deadline.
         """
         if deadline is None:

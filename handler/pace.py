@@ -80,10 +80,10 @@ class Budget:
     def begin(self, tokens: int) -> float | None:
         """Take account of a run that begins: its time, for `end`; None if it is not measured.
 
-        Raises DeadlineError if the time is up, or too short for what has not begun by the better of two paces: the
-        request's own and the recent one. Before it has shown its own, and, if no best pace is known, that one, no
-        request is judged so. Raises TooManyTokensError instead if even at the best pace that this environment has
-        shown all its tokens take longer than its whole time: sent again, it would be refused again.
+        Raises DeadlineError if the time is up, or too short for the runs that have not begun, by the better of the
+        request's own pace and the recent one. A request is judged so after PROVEN_TOKENS of its own, or after
+        BEST_TOKENS while no best pace is known. Raises TooManyTokensError instead if all its tokens take longer than
+        its whole time even at the best pace of this environment: sent again, it would be refused again.
         """
         now = time.monotonic()
         left = self._deadline - now

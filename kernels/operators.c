@@ -112,7 +112,7 @@ struct Definition {
     Input inputs[MOST_INPUTS];
 };
 
-/* Of an input of a node: "Linear: bias of shape 64 x 1 does not fit the other inputs". */
+/* An error that names operator and input: "Linear: bias of shape 64 x 1 does not fit the other inputs". */
 static Status *complain(const Api *api, const Definition *definition, const Input *input, const char *problem) {
     char message[200];
     snprintf(message, sizeof message, "%s: %s %s", definition->name, input->name, problem);

@@ -102,6 +102,15 @@ def check_vector(answer: Answer, int8: Embedder, text: str = TEXT) -> None:
     np.testing.assert_array_equal(np.float32(answer.json()["embedding"]), int8.embed([text]).vectors[0])
 
 
+def assert_incident(local: Local, path: str, body: Any, kind: str, code: str, message: str) -> None:
+    """A request is answered by a 500, and the log has the fault and the request."""
+    answer = local.send(path, json.dumps(body).encode())
+    check_error(answer, 500, code, message)
+    incident, record = lines_of(local, 2, answer.headers["x-request-id"])
+    assert incident["incident"] == kind
+    assert (record["status"], record["level"], record["error"]["code"]) == (500, "ERROR", code)
+
+
 def check_error(answer: Answer, status: int, code: str, *parts: str) -> str:
     """Check an error's shape, and that its message has these parts. The message."""
     body = answer.json()
@@ -526,11 +535,7 @@ def test_a_model_that_computes_nonsense_answers_no_vector(start: Start, model: P
         ("/embed", {"text": TEXT}),
     ]
     for path, body in requests:
-        answer = local.send(path, json.dumps(body).encode())
-        check_error(answer, 500, "bad_vector", "bad vector for text 0")
-        incident, record = lines_of(local, 2, answer.headers["x-request-id"])
-        assert incident["incident"] == "BadVectorError"
-        assert (record["status"], record["level"], record["error"]["code"]) == (500, "ERROR", "bad_vector")
+        assert_incident(local, path, body, "BadVectorError", "bad_vector", "bad vector for text 0")
     assert local.send("/embed", b"{}").status == 400
 
 
@@ -580,11 +585,9 @@ def test_a_panic_of_the_tokenizer_is_a_500_with_its_incident(start: Start, model
         ("/v1/embeddings", {"input": [101, 7592, 102], "model": MODEL_NAME}),
     ]
     for path, body in requests:
-        answer = local.send(path, json.dumps(body).encode())
-        check_error(answer, 500, "internal_error", "search the function's log for this request id")
-        incident, record = lines_of(local, 2, answer.headers["x-request-id"])
-        assert incident["incident"] == "PanicException"
-        assert (record["status"], record["level"], record["error"]["code"]) == (500, "ERROR", "internal_error")
+        assert_incident(
+            local, path, body, "PanicException", "internal_error", "search the function's log for this request id"
+        )
     assert local.send("/embed", b"{}").status == 400
 
 

@@ -1,6 +1,6 @@
 """Each operator of kernels/ with every instruction set that this CPU has, against float64, and what it refuses.
 
-`make sanitize` runs this file alone, with operators that notice what C leaves undefined.
+`make sanitize` runs this file too, with operators that notice what C leaves undefined.
 """
 
 import contextlib
