@@ -20,13 +20,11 @@ import kernels
 from artifact.manifest import MANIFEST, open_artifact
 from export.source import DEFAULT_MODEL, fetch
 from handler.embedder import Embedder
-from tests.servers import ROOT
-from tests.servers import start as start
+from tests.support.servers import MODEL_NAME, ROOT
+from tests.support.servers import start as start
 
 if sanitized := os.environ.get("TEST_OPERATORS"):
     kernels.LIBRARY = str(ROOT / sanitized)
-
-MODEL_NAME = "all-MiniLM-L6-v2"
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ from export.texts import ORDINARY
 from export.verify import cosines
 from export.words import FORMS
 from handler.embedder import Embedder
-from tests.conftest import ROOT
+from tests.support.servers import ROOT
 
 
 def run_benchmark(*arguments: object) -> subprocess.CompletedProcess[str]:

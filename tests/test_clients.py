@@ -19,10 +19,10 @@ import numpy as np
 import pytest
 
 from handler.embedder import Embedder
-from tests.hostile import HOSTILE
-from tests.servers import ROOT, Local, send
+from tests.support.hostile import HOSTILE
+from tests.support.servers import CLIENTS, ROOT, Local, send
+from tests.support.vectors import cosines
 
-CLIENTS = ROOT / "build" / "clients"
 MIN_COSINE = 0.99
 ORDINARY = (
     "vitamin d",
@@ -147,10 +147,6 @@ def assert_vectors(client: Client, vectors: list[list[float]], expected: np.ndar
         np.testing.assert_array_equal(np.float64(vectors), np.float64(expected))
     else:
         np.testing.assert_allclose(vectors, expected, rtol=1e-6)
-
-
-def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return np.einsum("ij,ij->i", left, right) / (np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1))
 
 
 def count_tokens(reference: Reference, texts: Sequence[str]) -> int:

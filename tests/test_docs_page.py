@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 
 if TYPE_CHECKING:
-    from tests.servers import Local
+    from tests.support.servers import Local
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 SENTENCES = "#sentences"

@@ -30,7 +30,7 @@ from handler.embedder import (
 )
 from handler.errors import BadVectorError, TooManyTokensError
 from quantize import quantize
-from tests.hostile import HOSTILE, LONE_SURROGATES, readable
+from tests.support.hostile import HOSTILE, LONE_SURROGATES, readable
 
 PRECISIONS = ("int8", "fp32")
 

@@ -28,8 +28,8 @@ from export.source import DEFAULT_MODEL, PINS, fetch
 from export.verify import verify
 from handler.embedder import Embedder
 from kernels import LIBRARY
-from tests.conftest import ROOT
-from tests.hub import serve_hub
+from tests.support.hub import serve_hub
+from tests.support.servers import ROOT
 
 STEPS = 6
 FAST = ("--recipe", "avx512_vnni")  # in a second, where INT8 itself is not the question

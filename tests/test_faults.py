@@ -41,9 +41,8 @@ from handler.embedder import Embedder
 from handler.pace import Paces
 from loader import app as loader
 from loader.errors import VersionCorruptError
-from tests.conftest import MODEL_NAME
-from tests.servers import ROOT, Answer, Local
-from tests.test_log import lines_of
+from tests.support.events import LoadApp
+from tests.support.servers import MODEL_NAME, ROOT, Answer, Local, lines_of
 
 TEXT = "vitamin d"
 REQUEST = json.dumps({"text": TEXT}).encode()
@@ -51,7 +50,6 @@ NAMES = ("manifest.json", "vocab.txt", "model_int8.onnx", "model_int8.onnx_data"
 """What a start reads."""
 RETRY_AFTER = {"model_unavailable": "5", "deadline_exceeded": "1"}
 Start = Callable[..., Local]
-LoadApp = Callable[..., ModuleType]
 
 
 @pytest.fixture

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import ROOT
+from tests.support.servers import CLIENTS, ROOT
 
-CLIENTS = ROOT / "build" / "clients"
 SECONDS = 20
 
 

@@ -12,7 +12,7 @@ from artifact.manifest import open_artifact
 from benchmarks import cycles, roofline
 from benchmarks.cycles import PARTS, PROCESSORS, CyclesError
 from benchmarks.instructions import OF_THIS_CPU, TITLES, environment
-from tests.conftest import ROOT
+from tests.support.servers import ROOT
 
 KEPT = """
 import json, sys

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from handler.embedder import Embedder
-from tests.servers import ROOT, Answer, Local, send
+from tests.support.servers import ROOT, Answer, Local, send
 
 LIMIT = 6 * 1024 * 1024
 EVENT_LIMIT = 1024 * 1024

@@ -15,7 +15,7 @@ from benchmarks import __main__ as command
 from benchmarks import load, load_requests, plots, readme, report
 from benchmarks.load_requests import Answer, Fault, Page, Pool, Refusal, Vectors, WrongAnswerError
 from benchmarks.results import Result
-from tests.conftest import ROOT
+from tests.support.servers import ROOT
 
 REQUESTS = 300
 VERSION = "c9745ed1-00000000"

@@ -28,9 +28,8 @@ from artifact.manifest import CHECKSUM, MANIFEST, MODEL_FILES, TOKENIZER, VOCABU
 from export.manifest import file_entry, reduced
 from handler.embedder import Embedder
 from loader import app, errors
-from tests.cloud import BUCKET, Cloud, cloud, int8_only, isolated, moto, put_version, recycle, wait_until
-from tests.conftest import MODEL_NAME
-from tests.servers import ROOT, Answer, Local, send
+from tests.support.cloud import BUCKET, Cloud, cloud, int8_only, isolated, moto, put_version, recycle, wait_until
+from tests.support.servers import MODEL_NAME, ROOT, Answer, Local, send
 
 __all__ = ["cloud", "int8_only", "moto"]  # fixtures
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from handler.embedder import Embedder
-from tests.servers import ROOT, Local
+from tests.support.servers import ROOT, Local
 
 LIMIT = 6 * 1024 * 1024
 

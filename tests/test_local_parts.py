@@ -14,7 +14,7 @@ from local.environment import Environment, FunctionError
 from local.front import RestApi, front_app
 from local.function import Function, FunctionConfig
 from local.runtime_api import runtime_app
-from tests.conftest import ROOT
+from tests.support.servers import ROOT
 
 CONFIG = FunctionConfig("tests.programs.functions.handler", ROOT, timeout=3.0, memory_mb=512)
 BASE = "/2018-06-01/runtime"

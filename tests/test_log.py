@@ -6,17 +6,16 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from benchmarks.instructions import OF_THIS_CPU
 from handler.errors import InvalidRequestError
-from tests.servers import Answer, Local
+from tests.support.events import LoadApp
+from tests.support.servers import Answer, Local, lines_of
 
 Start = Callable[..., Local]
-LoadApp = Callable[..., ModuleType]
 MARK = "Xylophon"
 """Stands in every place where a request can have text of its own."""
 
@@ -50,18 +49,6 @@ REQUESTS: list[tuple[str, str, Any, int]] = [
 ]
 
 LEVELS = {2: "INFO", 4: "WARN", 5: "ERROR"}
-
-
-def lines_of(local: Local, count: int, request_id: str = "") -> list[dict[str, Any]]:
-    """The JSON lines of the log that have a request's id: so many, once they are there, and then no more."""
-    deadline = time.monotonic() + 30
-    while True:
-        found = [json.loads(line) for line in local.log if line.startswith("{") and request_id in line]
-        if len(found) >= count:
-            assert len(found) == count, found
-            return found
-        assert time.monotonic() < deadline, local.log
-        time.sleep(0.02)
 
 
 def check_metrics(line: dict[str, Any]) -> list[str]:

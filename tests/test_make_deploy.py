@@ -1,6 +1,6 @@
 """`make deploy` to its end: the real recipe and sam, a stand-in for AWS, and functions that run what sam has uploaded.
 
-The stand-in is moto; tests/account.py adds what it lacks, tests/aws/template_for_moto.py names the resources left out.
+The stand-in is moto; tests/support/account.py adds what it lacks, tests/aws/template_for_moto.py names the resources left out.
 """
 
 from __future__ import annotations
@@ -18,14 +18,12 @@ import pytest
 
 from benchmarks.runtime import lambda_python
 from handler.embedder import Embedder
-from tests.account import Account
-from tests.cloud import int8_only, moto, signed_in
-from tests.conftest import MODEL_NAME
-from tests.servers import ROOT, Local
-from tests.stack import TOOLS, require_tools
-from tests.test_package import no_python
-from tests.test_publish import FILES
-from tests.test_readme_commands import block
+from tests.support.account import Account
+from tests.support.cloud import FILES, int8_only, moto, signed_in
+from tests.support.documents import block
+from tests.support.packages import no_python
+from tests.support.servers import MODEL_NAME, ROOT, Local
+from tests.support.stack import TOOLS, require_tools
 
 __all__ = ["int8_only", "moto"]  # fixtures
 

@@ -20,7 +20,7 @@ from onnx import AttributeProto, ModelProto, TensorProto, helper
 
 import kernels
 from quantize.assemble import DOMAIN
-from tests.test_kernels import EXAMPLES, model_of
+from tests.support.operators import EXAMPLES, model_of
 
 MODELS = int(os.environ.get("FUZZ_MODELS", "3000"))
 SEED = os.environ.get("FUZZ_SEED")

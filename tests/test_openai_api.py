@@ -10,7 +10,7 @@ import pytest
 
 from handler.embedder import Embedder
 from handler.limits import MAX_TEXTS, MAX_TOKEN_IDS
-from tests.test_handler import LONG, MODEL, LoadApp, body_of, error_of, function_url_event
+from tests.support.events import LONG, MODEL, LoadApp, body_of, error_of, function_url_event
 
 TEXTS = ["a longer sentence that comes first", "b", "größe 🙂"]
 

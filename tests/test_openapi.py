@@ -12,8 +12,8 @@ import pytest
 
 from handler import limits
 from handler.errors import STATUS
-from tests.servers import ROOT
-from tests.test_handler import LoadApp, body_of, function_url_event
+from tests.support.events import LoadApp, body_of, function_url_event
+from tests.support.servers import ROOT
 
 FILE = ROOT / "handler" / "openapi.json"
 DOCUMENT: dict[str, Any] = json.loads(FILE.read_bytes())

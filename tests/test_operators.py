@@ -21,7 +21,7 @@ from kernels import LIBRARY, VERSION, library
 from kernels.__main__ import CompileError, compile_operators
 from quantize import QuantizationError
 from quantize.session import open_session
-from tests.servers import ROOT
+from tests.support.servers import ROOT
 
 
 @pytest.mark.parametrize("version", [VERSION - 1, VERSION + 1])

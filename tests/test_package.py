@@ -14,7 +14,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from artifact.manifest import sha256
 from benchmarks import emulation, slow_files
 from benchmarks.memory import url_event
 from benchmarks.runtime import lambda_python, start_function
@@ -24,7 +23,8 @@ from deploy.slim import CHANGES, REPLACED, UNUSED, slim
 from deploy.stub_library import machine, stub_library
 from handler import filecheck
 from handler.embedder import Embedder
-from tests.conftest import ROOT
+from tests.support.packages import digests, no_python, size
+from tests.support.servers import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -127,23 +127,6 @@ def deployed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp(request.param) / "function"
     package(folder, LAMBDA_PYTHON, request.param)
     return request.param, folder
-
-
-def no_python() -> str | None:
-    """Why there is no Python of Lambda's version; None if there is one."""
-    try:
-        interpreter(LAMBDA_PYTHON)
-    except DeployError as error:
-        return str(error)
-    return None
-
-
-def size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 def test_package_and_model_are_under_100_mb(deployed: tuple[str, Path], model_folder: Path, tmp_path: Path) -> None:

@@ -9,7 +9,8 @@ import pytest
 from scipy.stats import spearmanr
 
 from handler.embedder import Embedder
-from tests.hostile import HOSTILE, LONE_SURROGATES, readable
+from tests.support.hostile import HOSTILE, LONE_SURROGATES, readable
+from tests.support.vectors import INT8_LOWEST_COSINE, cosines
 
 Reference = Callable[[Sequence[str]], np.ndarray]
 
@@ -22,12 +23,7 @@ INT8_MEAN_COSINE = 0.9994
 INT8_P1_COSINE = 0.9985
 INT8_MIN_COSINE = 0.9970
 INT8_ODD_COSINE = 0.9960
-INT8_LOWEST_COSINE = 0.9950
 SPEARMAN_TOLERANCE = 0.002
-
-
-def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return np.einsum("ij,ij->i", left, right) / (np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1))
 
 
 @pytest.fixture(scope="module")

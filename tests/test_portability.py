@@ -24,6 +24,7 @@ from export.texts import EXTREME, VERIFICATION_TEXTS
 from handler.embedder import Embedder
 from quantize.assemble import DOMAIN, product_constants
 from quantize.rounding import LARGEST, LARGEST_CODE, LARGEST_SUM
+from tests.support.vectors import cosines
 
 # From the float32 model, on ordinary, hostile and extreme texts. To sums that are wrong this is lost.
 QUALITY_MEAN_COSINE = 0.999
@@ -162,10 +163,6 @@ def wrong(found: Results, exact: Mapping[str, np.ndarray], kinds: Mapping[str, W
         for name, product in exact.items()
         if any(name.startswith(kind) for kind in kinds) and not np.array_equal(found[name], product.astype(np.float32))
     ]
-
-
-def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    return (left * right).sum(axis=1)  # of unit vectors
 
 
 @pytest.fixture(scope="module")

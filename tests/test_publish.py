@@ -20,19 +20,17 @@ import numpy as np
 import pytest
 from botocore.exceptions import ClientError
 
-from artifact.manifest import MODEL_FILES, TOKENIZER, VOCABULARY, open_artifact
+from artifact.manifest import MODEL_FILES, TOKENIZER, open_artifact
 from deploy import publish, stack
 from deploy.__main__ import main
 from handler.embedder import Embedder
-from tests.cloud import BUCKET, Cloud, cloud, int8_only, isolated, moto
-from tests.conftest import MODEL_NAME
-from tests.servers import ROOT, Local
-from tests.stack import StackTemplate, create_stack, templates_for_moto
+from tests.support.cloud import BUCKET, FILES, WEIGHTS, Cloud, cloud, int8_only, isolated, moto
+from tests.support.servers import MODEL_NAME, ROOT, Local
+from tests.support.stack import StackTemplate, create_stack, templates_for_moto
 
 __all__ = ["cloud", "int8_only", "moto"]  # fixtures
 
 STACK = "embeddings"
-WEIGHTS = f"{MODEL_FILES['int8']}_data"
 VARIABLES = {
     "MODEL_CACHE_DIR": "/mnt/ml-models",
     "MODEL_PRECISION": "int8",
@@ -40,7 +38,6 @@ VARIABLES = {
     "CORS_ORIGIN": "",
 }
 """Of the function that embeds, beside MODEL_GENERATION."""
-FILES = (TOKENIZER, VOCABULARY, MODEL_FILES["int8"], WEIGHTS, "manifest.json")
 
 
 @dataclass

@@ -25,7 +25,7 @@ from quantize.fusion import Graph, Group, fuse
 from quantize.linear import outlier_channels, quantize_linear, smoothing_factors
 from quantize.rounding import LARGEST, LARGEST_CODE, on_grid, round_weights
 from quantize.vocabulary import REPEATED, TIMES, cut, pieces
-from tests.encoders import random_encoder
+from tests.support.encoders import random_encoder
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from handler.embedder import Embedder
-from tests.servers import DOCUMENTS, ROOT, Local
-from tests.test_clients import CLIENTS
+from tests.support.documents import DOCUMENTS
+from tests.support.servers import CLIENTS, ROOT, Local
 
 PROGRAMS = re.findall(r"```python\n(.*?)```", DOCUMENTS, re.DOTALL)
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "eu-west-1"}

@@ -27,14 +27,13 @@ from botocore.credentials import Credentials
 from deploy.publish import _curl
 from deploy.stack import Deployment
 from handler.embedder import Embedder
-from tests.cloud import REGION, Cloud, cloud, int8_only, moto
-from tests.conftest import MODEL_NAME
-from tests.servers import DOCUMENTS, ROOT, Handler, Local, send, serving
-from tests.stack import TOOLS, templates_for_moto
+from tests.support.cloud import REGION, Cloud, cloud, int8_only, moto
+from tests.support.documents import BLOCKS, block
+from tests.support.servers import MODEL_NAME, ROOT, Handler, Local, send, serving
+from tests.support.stack import TOOLS, templates_for_moto
 
 __all__ = ["cloud", "int8_only", "moto"]  # fixtures
 
-BLOCKS = re.findall(r"```(?:sh|console)\n(.*?)```", DOCUMENTS, re.DOTALL)
 BEGINNINGS = (
     "make serve",  # not run here: `make test` makes the same, and tests/test_local.py runs what it starts
     "$ curl -s",
@@ -46,12 +45,6 @@ BEGINNINGS = (
 )
 """Of all blocks."""
 KEY, SECRET, TOKEN = "AKID", "secret/+", "token/+="
-
-
-def block(marker: str) -> str:
-    """The one block that has this in it."""
-    (found,) = [each for each in BLOCKS if marker in each]
-    return str(found)
 
 
 def shell(commands: str, folder: Path, stdin: str = "", **variables: str) -> str:

@@ -12,8 +12,8 @@ import pytest
 
 from artifact.manifest import open_artifact
 from deploy.package import LAMBDA_PYTHON, package
-from tests.servers import ROOT
-from tests.test_package import digests, no_python
+from tests.support.packages import digests, no_python
+from tests.support.servers import ROOT
 
 SAM = ROOT / "build" / "aws" / "bin" / "sam"
 ARCHITECTURE = "arm64"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.emulation import command, missing
-from tests.encoders import random_encoder
+from tests.support.encoders import random_encoder
 
 SETTINGS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "as it is": ("native", {}),

@@ -9,9 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import ROOT, Local
-
-CLIENTS = ROOT / "build" / "clients"
+from tests.support.servers import CLIENTS, ROOT, Local
 
 
 @pytest.mark.parametrize("payload_format", ["2.0", "1.0"])

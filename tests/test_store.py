@@ -13,7 +13,7 @@ import pytest
 from artifact import store
 from artifact.manifest import MANIFEST, ArtifactError, open_artifact
 from artifact.store import BusyError, StorageError
-from tests.conftest import ROOT
+from tests.support.servers import ROOT
 
 CopyModel = Callable[[str], Path]
 

@@ -19,9 +19,17 @@ import pytest
 
 from deploy.stack import with_generation
 from handler.log import METRICS
-from tests.cloud import Cloud, moto
-from tests.servers import ROOT
-from tests.stack import PROGRAMS, Parameters, StackTemplate, create_stack, require_tools, run, templates_for_moto
+from tests.support.cloud import Cloud, moto
+from tests.support.servers import ROOT
+from tests.support.stack import (
+    PROGRAMS,
+    Parameters,
+    StackTemplate,
+    create_stack,
+    require_tools,
+    run,
+    templates_for_moto,
+)
 
 __all__ = ["moto"]  # a fixture
 

@@ -14,7 +14,7 @@ from export.texts import EXTREME
 from export.verify import gate_texts
 from export.words import FORMS, spread, words
 from handler.embedder import Embedder, load_tokenizer
-from tests.test_parity import INT8_LOWEST_COSINE, cosines
+from tests.support.vectors import INT8_LOWEST_COSINE, cosines
 
 Reference = Callable[[Sequence[str]], np.ndarray]
 

@@ -21,12 +21,10 @@ from typing import IO, Any
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
-DOCUMENTS = "\n".join(
-    (ROOT / name).read_text("utf-8")
-    for name in ("README.md", "docs/api.md", "docs/deploying.md", "docs/model.md", "docs/operating.md")
-)
-"""What people read, in one string."""
+ROOT = Path(__file__).parents[2]
+CLIENTS = ROOT / "build" / "clients"
+"""Where `make clients` installs them."""
+MODEL_NAME = "all-MiniLM-L6-v2"
 
 
 @dataclass
@@ -149,3 +147,15 @@ def collect(stream: IO[str], log: list[str]) -> None:
         log.extend(iter(stream.readline, ""))
     except ValueError:  # closed at the end of the test
         return
+
+
+def lines_of(local: Local, count: int, request_id: str = "") -> list[dict[str, Any]]:
+    """The JSON lines of the log that have a request's id: so many, once they are there, and then no more."""
+    deadline = time.monotonic() + 30
+    while True:
+        found = [json.loads(line) for line in local.log if line.startswith("{") and request_id in line]
+        if len(found) >= count:
+            assert len(found) == count, found
+            return found
+        assert time.monotonic() < deadline, local.log
+        time.sleep(0.02)

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
-from tests.cloud import Cloud, Fields
-from tests.servers import Local
-from tests.stack import Parameters, StackTemplate, create_alias, outputs_of, templates_for_moto
+from tests.support.cloud import Cloud, Fields
+from tests.support.servers import Local
+from tests.support.stack import Parameters, StackTemplate, create_alias, outputs_of, templates_for_moto
 
 FUNCTIONS = {"LoaderName": "LoaderFunction", "FunctionAlias": "EmbeddingFunction"}
 """Outputs that name functions, and the resources."""

@@ -26,11 +26,10 @@ import boto3
 import psutil
 import pytest
 
-from artifact.manifest import MANIFEST, Manifest, open_artifact
+from artifact.manifest import MANIFEST, MODEL_FILES, TOKENIZER, VOCABULARY, Manifest, open_artifact
 from export.manifest import reduced
-from tests.conftest import MODEL_NAME
-from tests.servers import Handler, Local, serving
-from tests.stack import TOOLS, StackTemplate, create_stack, require_tools
+from tests.support.servers import MODEL_NAME, Handler, Local, serving
+from tests.support.stack import TOOLS, StackTemplate, create_stack, require_tools
 
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "testing", "AWS_SECRET_ACCESS_KEY": "testing"}
 REGION = "us-east-1"
@@ -250,3 +249,9 @@ def int8_only(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> t
         write_int8(model_folder, folder, revision=revision, created=created).version for revision, created in revisions
     ]
     return folder, names
+
+
+WEIGHTS = f"{MODEL_FILES['int8']}_data"
+
+
+FILES = (TOKENIZER, VOCABULARY, MODEL_FILES["int8"], WEIGHTS, "manifest.json")

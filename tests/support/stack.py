@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.servers import ROOT
+from tests.support.servers import ROOT
 
 TOOLS = ROOT / "build" / "aws" / "bin"
 PROGRAMS = ROOT / "tests" / "aws"
