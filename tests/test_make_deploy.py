@@ -1,6 +1,7 @@
 """`make deploy` to its end: the real recipe and sam, a stand-in for AWS, and functions that run what sam has uploaded.
 
-The stand-in is moto; tests/support/account.py adds what it lacks, tests/aws/template_for_moto.py names the resources left out.
+The stand-in is moto; tests/support/account.py adds what it lacks, tests/aws/template_for_moto.py names the resources
+left out.
 """
 
 from __future__ import annotations
