@@ -53,7 +53,19 @@ class Result:
 
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n", "utf-8")
+        path.write_text(_lines(asdict(self)) + "\n", "utf-8")
+
+
+def _lines(value: Any, depth: int = 0) -> str:
+    """JSON whose differences can be read: each row with its samples, each parameter, each fact of a machine is a line."""
+    if depth == 2 or not value or not isinstance(value, dict | list):
+        return json.dumps(value)
+    if isinstance(value, dict):
+        items = [f"{json.dumps(name)}: {_lines(each, depth + 1)}" for name, each in value.items()]
+    else:
+        items = [_lines(each, depth + 1) for each in value]
+    first, last = "{}" if isinstance(value, dict) else "[]"
+    return first + ",".join(f"\n{' ' * depth} {item}" for item in items) + f"\n{' ' * depth}{last}"
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """docs/benchmarks.md shows the stored results, all of them, and says what is missing."""
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 from benchmarks import cycles, report
 from benchmarks.contenders import CONTENDERS, OURS
 from benchmarks.instructions import UNRESTRICTED
-from benchmarks.results import Result, tables
+from benchmarks.results import FOLDER, Result, tables
 from export.words import FORMS
 
 MACHINE = {
@@ -177,6 +178,17 @@ def test_document_has_every_table_of_every_result(results: Mapping[str, Result])
             assert table.title in text
     assert report.COMMENT in text.splitlines()[:3]
     assert "2 CPUs of type Example CPU" in text
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*.json")), ids=lambda path: path.stem)
+def test_a_stored_row_is_a_line(path: Path, tmp_path: Path) -> None:
+    result = Result.read(path)
+    lines = path.read_text("utf-8").splitlines()
+    assert lines[lines.index(' "rows": [') + 1 : -2] == [
+        f"  {json.dumps(row)}{',' * (index < len(result.rows))}" for index, row in enumerate(result.rows, 1)
+    ]
+    result.write(tmp_path / path.name)
+    assert (tmp_path / path.name).read_bytes() == path.read_bytes()
 
 
 def test_modelled_speeds_are_cycles_by_a_clock(results: Mapping[str, Result]) -> None:
