@@ -57,7 +57,7 @@ class Result:
 
 
 def _lines(value: Any, depth: int = 0) -> str:
-    """JSON whose differences can be read: each row with its samples, each parameter, each fact of a machine is a line."""
+    """JSON whose differences can be read: each row with its samples, parameter and fact of a machine is a line."""
     if depth == 2 or not value or not isinstance(value, dict | list):
         return json.dumps(value)
     if isinstance(value, dict):

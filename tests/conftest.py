@@ -27,10 +27,26 @@ if sanitized := os.environ.get("TEST_OPERATORS"):
     kernels.LIBRARY = str(ROOT / sanitized)
 
 
+RANDOM_MODEL = os.environ.get("TEST_RANDOM_MODEL")
+"""The folder that `python -m tests.support.random_model` has filled: tests of the real weights are left out then."""
+REAL = {"source_folder", "reference", "eval_data"}
+"""Fixtures that say something of the published weights."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if RANDOM_MODEL is None:
+        return
+    real = [
+        each for each in items if each.get_closest_marker("real_model") or REAL & {*getattr(each, "fixturenames", ())}
+    ]
+    config.hook.pytest_deselected(items=real)
+    items[:] = [item for item in items if item not in real]
+
+
 @pytest.fixture(scope="session")
 def model_cache() -> Path:
-    """The folder that `make model` fills."""
-    folder = ROOT / "build" / "ml-models"
+    """The folder that `make model` fills, or that with the random model."""
+    folder = ROOT / (RANDOM_MODEL or "build/ml-models")
     if not (folder / MODEL_NAME / "current").exists():
         pytest.fail(f"{folder} has no model: run the tests with make test, or make model first")
     return folder
