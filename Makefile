@@ -6,6 +6,7 @@ PARAMETERS ?=
 BIN := .venv/bin
 MODELS := build/ml-models
 MODEL := $(MODELS)/all-MiniLM-L6-v2/current
+RANDOM_MODEL := build/random-model
 CLIENTS := build/clients
 AWS := build/aws
 OPERATORS := $(addprefix kernels/operators-linux-,x86_64.so aarch64.so)
@@ -21,7 +22,7 @@ ifdef AWS_REGION
 export AWS_DEFAULT_REGION := $(AWS_REGION)
 endif
 
-.PHONY: help serve test deploy clients aws-tools portability emulation lint sanitize format model operators benchmarks lock clean
+.PHONY: help serve test deploy clients aws-tools portability emulation lint check sanitize format model operators benchmarks lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -55,6 +56,13 @@ portability: emulation $(MODEL) ## Compare the vectors of this CPU, AVX2-only x8
 
 emulation: .venv/test ## Make the arm64 Python that tests/test_portability.py emulates (needs apt, Debian 12)
 	$(BIN)/python -m benchmarks.emulation
+
+check: lint $(RANDOM_MODEL)/.done ## Run lint, types and the tests that need no real model, on a random one (under 90 s)
+	TEST_RANDOM_MODEL=$(RANDOM_MODEL) $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+
+$(RANDOM_MODEL)/.done: .venv/test $(OPERATORS) tests/support/random_model.py $(wildcard artifact/*.py export/*.py quantize/*.py)
+	$(BIN)/python -m tests.support.random_model $(RANDOM_MODEL)
+	@touch $@
 
 lint: .venv/test ## Check style and types
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ from export.source import DEFAULT_MODEL, fetch
 from handler.embedder import Embedder
 from tests.support.servers import MODEL_NAME, ROOT
 from tests.support.servers import start as start
+from tests.support.skips import pytest_sessionfinish as pytest_sessionfinish
 
 if sanitized := os.environ.get("TEST_OPERATORS"):
     kernels.LIBRARY = str(ROOT / sanitized)
