@@ -1,11 +1,11 @@
 """The artifact folder: its layout and its manifest, one schema for writer and reader.
 
     <model folder>/current              name of the version in use, one line
-    <model folder>/<version>/           never changed once written; only damaged files are replaced, each at once
+    <model folder>/<version>/           never changed once written; only damaged files are replaced, atomically
         manifest.json  tokenizer.json  vocab.txt  model.onnx  model_int8.onnx  model_int8.onnx_data
 
-`current` is a file and not a link, so that it survives zip archives and S3, and so that a reader that has
-read it once stays with one version while another one is switched on.
+`current` is a file and not a link, so that zip archives and S3 can hold it, and so that a reader that has read it
+once stays with that version when another one is put into use.
 
 Paths are strings and records named tuples: pathlib and dataclasses would add 5 % to a cold start. Annotations are
 evaluated, not strings, since the manifest is checked against them.
@@ -27,12 +27,12 @@ CURRENT = "current"
 CHECKSUM = "crc32"
 MODEL_FILES = {"fp32": "model.onnx", "int8": "model_int8.onnx"}
 WEIGHTS_SUFFIX = "_data"
-"""What the name of a file of weights has after the name of the ONNX file that maps it, if there is one."""
+"""End of the name of a weights file, after the name of the ONNX file that maps it."""
 POOLINGS = ("mean", "cls")
 MAX_NAME = 255
-"""Characters of the longest name that file systems take."""
+"""Maximum characters of a name that file systems allow."""
 MAX_TOKENS = 8192
-"""The most that `max_tokens` may be: no request brings more token ids of a text (`handler.limits.MAX_TOKEN_IDS`)."""
+"""Maximum of `max_tokens`: no request may have more token ids in a text (`handler.limits.MAX_TOKEN_IDS`)."""
 
 REBUILD = "build and verify it again with: python -m export"
 """The remedy for a damaged artifact."""
@@ -85,12 +85,12 @@ class Precision(NamedTuple):
     operators: int
     """Version of the operators of `kernels` that the file needs; 0 if none."""
     optimized: bool
-    """True where onnxruntime's graph optimizations would find nothing, so that loading can leave them out."""
+    """True where onnxruntime's graph optimizations would change nothing, so that loading can skip them."""
     parity: Parity
 
 
 class Manifest(NamedTuple):
-    """Everything a reader needs to know of a version. Stored as `manifest.json`."""
+    """Everything a reader needs to know about a version. Stored as `manifest.json`."""
 
     format_version: int
     version: str
@@ -104,8 +104,8 @@ class Manifest(NamedTuple):
     pooling: str
     normalize: bool
     wordpiece: str | None
-    """JSON of a WordPiece tokenizer without its vocabulary, which `vocab.txt` has, a token a line, as its ids count;
-    None where `tokenizer.json` is read instead."""
+    """JSON of a WordPiece tokenizer without its vocabulary, which is in `vocab.txt`, one token per line in the order of
+    their ids; None if `tokenizer.json` is read instead."""
     precisions: Mapping[str, Precision]
     files: Mapping[str, FileEntry]
     tools: Mapping[str, str]
@@ -248,7 +248,7 @@ def _read(path: str) -> bytes:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """A pipe that is in a file's place is empty, and must not keep the reader waiting."""
+    """Open a file without waiting, since there may be a pipe in its place; that reads as empty."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # which Windows does not have
 
 
@@ -286,7 +286,7 @@ def parse_manifest(data: Any) -> Manifest:
     )
     _check_values(manifest)
     if checksum != (found := zlib.crc32(orjson.dumps(data))):
-        raise ValueError(f"{CHECKSUM} is {checksum!r}, its fields have {found}: one of them was changed")
+        raise ValueError(f"{CHECKSUM} is {checksum!r}, the manifest's fields give {found}: one of them was changed")
     return manifest
 
 
@@ -392,9 +392,10 @@ def _check_entry(name: str, entry: FileEntry) -> None:
 
 
 def is_name(text: str) -> bool:
-    """Letters, digits, and after the first also dots, dashes and underscores, of ASCII: safe as a file name everywhere.
+    """Whether a text is safe as a file name everywhere.
 
-    So there is no dot at the end, and neither `current` nor a device of Windows, such as NUL or com1.txt, is a name.
+    It has ASCII letters and digits, and after the first character also dots, dashes and underscores, but no dot at the
+    end. Neither `current` nor a device of Windows, such as NUL or com1.txt, is a name.
     """
     return (
         text[:1].isalnum()
@@ -412,7 +413,7 @@ _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", 
 
 
 def _plain(value: Any) -> Any:
-    """Named tuples inside as the dicts that JSON knows."""
+    """A value with all named tuples turned into dicts, for JSON."""
     if hasattr(value, "_asdict"):
         value = value._asdict()
     return {key: _plain(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value

@@ -1,9 +1,9 @@
 """Writes artifact folders: built aside, made durable, renamed into place, `current` switched last.
 
-Whatever moment the process dies at, a reader finds the old version or the new one, whole.
+Whenever the process dies, a reader finds the old version or the new one, whole.
 
-What is ours in a model folder: versions, which are folders with a manifest; `current`; `.lock`; and whatever has a name
-that begins with `.staging-`. All else is left alone, and links are never followed to what is written or removed.
+In a model folder, these are ours: versions, which are folders with a manifest; `current`; `.lock`; and names that begin
+with `.staging-`. All else is left alone, and links are never followed when something is written or removed.
 """
 
 from __future__ import annotations
@@ -57,17 +57,17 @@ class Version:
 
     name: str
     created: str
-    """As its manifest has it; empty where that cannot be read."""
+    """The manifest's time; empty if it cannot be read."""
     size: int
     """Bytes of its files."""
     is_current: bool
     problem: str | None
-    """What is wrong with it; None if every file has the SHA-256 of the manifest."""
+    """What is wrong with it; None if every file has the SHA-256 that the manifest says."""
 
 
 @contextmanager
 def locked(model_folder: Path, wait: float = 0.0) -> Iterator[None]:
-    """Alone with a model folder, after waiting up to `wait` seconds for whoever else writes to it.
+    """Hold the lock of a model folder, after waiting up to `wait` seconds for other writers.
 
     Raises BusyError; StorageError if something else is in the place of the folder or of its lock.
     """
@@ -83,7 +83,7 @@ def locked(model_folder: Path, wait: float = 0.0) -> Iterator[None]:
             if time.monotonic() >= deadline:
                 waited = f" for over {wait:g} s" if wait else ""
                 raise BusyError(
-                    f"another process is writing to {model_folder}{waited}, it holds {path}: try again later"
+                    f"another process is writing to {model_folder}{waited} and holds {path}: try again later"
                 )
             time.sleep(_POLL_SECONDS)
         yield
@@ -93,7 +93,7 @@ def locked(model_folder: Path, wait: float = 0.0) -> Iterator[None]:
 
 @contextmanager
 def staging(model_folder: Path, wait: float = 0.0) -> Iterator[Path]:
-    """A fresh folder beside the versions to build in, removed at the end; what killed processes left is removed first.
+    """A new folder beside the versions, to build in; removed at the end. Leftovers of killed processes go first.
 
     Raises BusyError and StorageError as `locked` does.
     """
@@ -110,7 +110,7 @@ def staging(model_folder: Path, wait: float = 0.0) -> Iterator[Path]:
 def remove_leftovers(model_folder: Path) -> tuple[int, list[str]]:
     """Remove what killed processes left. Only for the holder of the lock.
 
-    Returns how many objects are gone, and what is wrong with each of those that cannot be removed.
+    Returns how many were removed, and a message for each that cannot be removed.
     """
     removed, problems = 0, []
     for name in _entries(model_folder):
@@ -124,7 +124,7 @@ def remove_leftovers(model_folder: Path) -> tuple[int, list[str]]:
 
 
 def take_over(path: Path, target: Path, entry: FileEntry) -> bool:
-    """Link a version's file to `target`, if it is what the manifest says and links can be made."""
+    """Make `target` a hard link to `path`, if that is the file of `entry`. Returns whether it could be done."""
     if not _is_right(path, entry):
         return False
     try:
@@ -137,8 +137,8 @@ def take_over(path: Path, target: Path, entry: FileEntry) -> bool:
 def install(built: Path, model_folder: Path, version: str) -> bool:
     """Move the finished version folder `built`, inside the staging folder, into place and switch `current` to it.
 
-    Returns False if that very version was there already, intact; then only `current` is written. Of a damaged version
-    the damaged files alone are replaced, since running environments may have mapped the others.
+    Returns False if that very version was there already, intact; then only `current` is written. In a damaged version
+    only the damaged files are replaced, since running environments may have mapped the others.
     Raises ArtifactNotFoundError or ArtifactCorruptError if `built` cannot be opened; StorageError as `make_way` does.
     """
     make_way(model_folder, version)
@@ -157,9 +157,9 @@ def install(built: Path, model_folder: Path, version: str) -> bool:
 
 
 def make_way(model_folder: Path, version: str) -> None:
-    """Make sure that nothing foreign is in the place of a version.
+    """Make sure that nothing else is in the place of a version.
 
-    Raises StorageError that names what is.
+    Raises StorageError that names what is there.
     """
     target = model_folder / version
     if _is_there(target) and not _is_folder(target):
@@ -205,7 +205,7 @@ def open_version(model_folder: Path, version: str) -> Artifact:
 
 
 def is_intact(version_folder: Path) -> bool:
-    """Whether a version is there and every file has the SHA-256 of the manifest."""
+    """Whether a version is there and every file has the SHA-256 that the manifest says."""
     try:
         open_version(version_folder.parent, version_folder.name)
     except ArtifactError:
@@ -227,7 +227,7 @@ def names(model_folder: Path) -> list[str]:
 
 
 def describe(model_folder: Path, name: str) -> Version:
-    """What a version is, with all of its files read."""
+    """Describe a version, after reading all of its files."""
     folder = model_folder / name
     problem = None
     try:
@@ -240,8 +240,8 @@ def describe(model_folder: Path, name: str) -> Version:
 def prune(model_folder: Path, keep: int, protected: str | None = None) -> tuple[list[str], list[str]]:
     """Remove all versions but the current one, `protected`, and the `keep` newest of the others.
 
-    Only for the holder of the lock. Versions that cannot be read are taken for the oldest; folders without a manifest
-    are not ours. Returns the names of those removed, and what is wrong with each of those that cannot be.
+    Only for the holder of the lock. Versions that cannot be read count as the oldest; folders without a manifest are
+    left alone. Returns the names of those removed, and a message for each that cannot be removed.
     Raises StorageError if `current` cannot be read.
     """
     try:
@@ -250,7 +250,7 @@ def prune(model_folder: Path, keep: int, protected: str | None = None) -> tuple[
         in_use = None
     except ArtifactError as error:
         raise StorageError(
-            f"{error}; no version is removed while the one in use is unknown: load or use one"
+            f"{error}; no version is removed while the one in use is unknown: put one into use first"
         ) from error
     others = [
         name
@@ -273,7 +273,7 @@ def prune(model_folder: Path, keep: int, protected: str | None = None) -> tuple[
 def _mend(target: Path, built: Path, artifact: Artifact) -> None:
     """Replace the files of a version that are not those of `built`, the manifest last.
 
-    Each replaced file stays linked beside its successor for as long as the version: NFS would take it from the
+    Each replaced file stays linked beside its successor as long as the version exists: NFS would otherwise take it from
     environments that have mapped it.
     """
     manifest = built / MANIFEST
@@ -285,7 +285,7 @@ def _mend(target: Path, built: Path, artifact: Artifact) -> None:
 
 
 def _replace(path: Path, successor: Path) -> None:
-    """Put another file in the place of what is there, if anything is, at once."""
+    """Replace what is at `path`, if anything, by another file, in one step."""
     aside = path.with_name(f"{_REPLACED}{uuid4().hex}")
     try:
         os.link(path, aside, follow_symlinks=False)
@@ -308,17 +308,17 @@ def _is_there(path: Path) -> bool:
 
 
 def _is_file(path: Path) -> bool:
-    """Whether it is one, and no link to one."""
+    """Whether there is a regular file, not a link to one."""
     return stat.S_ISREG(_mode(path))
 
 
 def _is_folder(path: Path) -> bool:
-    """Whether it is one, and no link to one."""
+    """Whether there is a folder, not a link to one."""
     return stat.S_ISDIR(_mode(path))
 
 
 def _mode(path: Path) -> int:
-    """Its type and permissions; 0 if there is nothing, or nothing that can be known."""
+    """Type and permissions of what is at `path`; 0 if there is nothing, or it cannot be read."""
     try:
         return path.lstat().st_mode
     except OSError:
@@ -326,7 +326,7 @@ def _mode(path: Path) -> int:
 
 
 def _fresh(model_folder: Path) -> Path:
-    """A path that nothing is in the way of, and that is removed as a leftover after a kill."""
+    """A path that does not exist yet, with a name by which it is removed if this process is killed."""
     return model_folder / f"{_STAGING}{uuid4().hex}"
 
 
@@ -341,7 +341,7 @@ def _entries(model_folder: Path) -> list[str]:
 
 
 def _size(folder: Path) -> int:
-    """Bytes of the files in it that can be known."""
+    """Bytes of a folder's files, as far as they can be read."""
     size = 0
     with suppress(OSError):
         for path in folder.iterdir():
@@ -351,7 +351,7 @@ def _size(folder: Path) -> int:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file, a link or a folder, but nothing of another file system that is mounted in it. Raises OSError."""
+    """Remove a file, a link or a folder, unless another file system is mounted in it. Raises OSError."""
     if _is_folder(path):
         _check_mounts(path)
         shutil.rmtree(path)
@@ -372,7 +372,7 @@ def _cannot_remove(path: Path, error: OSError) -> str:
 
 
 def _in_the_way(path: Path, expected: str) -> StorageError:
-    """An error for what is where a file or folder of ours belongs."""
+    """The error for something else in the place of a file or folder of ours."""
     kind = _KINDS.get(stat.S_IFMT(_mode(path)), "something else")
     return StorageError(f"{path} is in the way: it is {kind}, not a {expected}: move it elsewhere")
 
@@ -394,7 +394,7 @@ def _created(folder: Path) -> str:
 
 
 def _open_lock(path: Path) -> int:
-    """A file that can be locked; it is never written to, so that a link or a device loses nothing."""
+    """Open the file to lock. It is never written to, in case there is a link or a device in its place."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     except OSError as error:
@@ -409,7 +409,7 @@ def _open_lock(path: Path) -> int:
 
 def _try_lock(descriptor: int) -> bool:
     try:
-        # The kernel lets go of it however the process ends; where its whole machine ends, EFS does, some time later.
+        # The kernel releases the lock however the process ends; if the whole machine ends, EFS does, some time later.
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False

@@ -18,10 +18,10 @@ from handler.settings import ConfigurationError, Surroundings
 from handler.validation import shorten
 
 RESERVED_SECONDS = 0.25
-"""Seconds of the function's time that are kept for writing the answer."""
+"""Seconds before the function's timeout that are kept for writing the answer."""
 
 EXITS = (KeyboardInterrupt, SystemExit)
-"""What ends the process and is no fault."""
+"""Exceptions that end the process on purpose: they are not answered."""
 
 _surroundings = Surroundings.from_environment()
 
@@ -29,8 +29,8 @@ _surroundings = Surroundings.from_environment()
 def lambda_handler(event: Any, context: Any) -> Any:
     """Answer a Function URL event, an API Gateway event or a direct invocation.
 
-    HTTP gets every error as JSON. A direct invocation gets the response object itself, and errors are raised, so that
-    Lambda marks the invocation as failed.
+    Over HTTP every error is answered as JSON. A direct invocation returns the response object itself and raises errors,
+    so that Lambda marks the invocation as failed.
     """
     record = Record(_request_id(event, context), _surroundings.namespace, _surroundings.log_texts)
     deadline = _deadline(context)
@@ -71,9 +71,9 @@ def _invoke(event: Any, record: Record, deadline: float | None) -> Any:
         record.write(status_of(error).status, error)
         if isinstance(error, Exception):
             raise
-        # A panic of the tokenizer, for one: the runtime would not report it, but end.
+        # Such as a panic in the tokenizer's Rust code, which would end the runtime instead of being reported.
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
-    # Through the JSON writer and back: Python floats that print as the same short decimals as over HTTP.
+    # Written as JSON and read back, so that the floats print as the same short decimals as over HTTP.
     result = orjson.loads(body)
     record.end_phase("write")
     record.write(None)
@@ -125,7 +125,7 @@ def _get_docs(request: HttpRequest, record: Record, deadline: float | None) -> A
 
 _MODEL = "/v1/models/"
 ROUTES: Mapping[str, Mapping[str, Route]] = {
-    "/": {"GET": _get_docs, "POST": _post_embed},  # a browser's first page; text-embeddings-inference's clients
+    "/": {"GET": _get_docs, "POST": _post_embed},  # GET for browsers, POST for text-embeddings-inference's clients
     "/embed": {"POST": _post_embed},
     "/v1/embeddings": {"POST": _post_embeddings},
     "/v1/models": {"GET": _get_models},
@@ -135,16 +135,17 @@ ROUTES: Mapping[str, Mapping[str, Route]] = {
     "/openapi.json": {"GET": _get_openapi},
     "/docs": {"GET": _get_docs},
 }
-"""Path -> method -> what answers it. HEAD is answered as GET, without the body, and OPTIONS everywhere."""
+"""Path -> method -> the function that answers. HEAD is answered like GET, without the body; OPTIONS on every path."""
 
 
 def _route(request: HttpRequest, record: Record) -> Route:
-    """What answers a request. Raises UnknownRouteError, MethodNotAllowedError."""
+    """The function that answers a request. Raises UnknownRouteError, MethodNotAllowedError."""
     path = _MODEL if request.path.startswith(_MODEL) else request.path
     methods = ROUTES.get(path)
     if methods is None:
         raise UnknownRouteError(
-            f"no route {shorten(request.path)}: POST /embed and POST /v1/embeddings embed, GET /docs tells of all"
+            f"no route {shorten(request.path)}: send texts to POST /embed or POST /v1/embeddings; GET /docs lists all "
+            "routes"
         )
     allow = ", ".join([*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"])
     if request.method == "OPTIONS":
@@ -152,7 +153,7 @@ def _route(request: HttpRequest, record: Record) -> Route:
         return lambda *_: Answer(b"", 204, headers={"allow": allow})
     found = methods.get("GET" if request.method == "HEAD" else request.method)
     if found is None:
-        raise MethodNotAllowedError(f"{path} does not answer {shorten(request.method)}: send {allow}", allow)
+        raise MethodNotAllowedError(f"{path} does not take {shorten(request.method)}: use one of {allow}", allow)
     record.route = f"{request.method} {path}"
     return found
 
@@ -191,7 +192,7 @@ def _cors_headers(origin: str) -> dict[str, str]:
 
 
 def _request_id(event: Any, context: Any) -> str:
-    """Lambda's id of the invocation, or, without a context, that of the event, or a new one."""
+    """Lambda's id of the invocation; without a context, the event's request id; else a new one."""
     found = getattr(context, "aws_request_id", None)
     if not found and isinstance(event, dict) and isinstance(event.get("requestContext"), dict):
         found = event["requestContext"].get("requestId")
@@ -199,14 +200,13 @@ def _request_id(event: Any, context: Any) -> str:
 
 
 def _deadline(context: Any) -> float | None:
-    """When the vectors must be done, as a value of time.monotonic(); None where no time is set."""
+    """When the vectors must be done, as a value of time.monotonic(); None if there is no timeout."""
     remaining = getattr(context, "get_remaining_time_in_millis", None)
     return None if remaining is None else time.monotonic() + remaining() / 1000 - RESERVED_SECONDS
 
 
-# Lambda gives the init phase a full CPU whatever the memory size, so the model is loaded there. An artifact that
-# cannot be read yet is no reason to fail the environment: requests answer 503 until it can. Nor is any other fault,
-# which would leave HTTP without an answer in JSON.
+# Lambda gives the init phase a full CPU whatever the memory size, so the model is loaded there. If that fails, the
+# environment starts all the same: every request tries again, and answers with an error in JSON until it succeeds.
 try:
     service.loaded_embedder()
 except (ArtifactError, ConfigurationError) as error:

@@ -1,6 +1,7 @@
 """`POST /embed` in our form and in text-embeddings-inference's.
 
-The latter: huggingface/text-embeddings-inference, `docs/openapi.json`, schemas EmbedRequest and EmbedResponse.
+The latter is defined in huggingface/text-embeddings-inference, `docs/openapi.json`, schemas EmbedRequest and
+EmbedResponse.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
     "texts": ("text", "texts", *_OPTIONS),
     "inputs": ("inputs", "normalize", "truncate", "truncation_direction", "prompt_name", "dimensions"),
 }
-"""What a request with this field may have."""
+"""Field that holds the texts -> all fields that such a request may have."""
 
 
 def _one(outcome: Outcome) -> dict[str, Any]:

@@ -34,23 +34,23 @@ Item = TypeVar("Item", bound=Sized)
 Result = TypeVar("Result")
 
 TOKENS_PER_RUN = 384
-"""Bound on batch size x length of one run: in larger ones activations leave the CPU's caches, and that costs more than
-fewer runs save."""
+"""Maximum tokens of one run (texts x length). In a larger run, activations no longer fit the CPU's caches, which costs
+more than fewer runs save."""
 
 PREFIX_CHARACTERS = 2048
-"""Characters of a longer text that are tokenized, if they give enough tokens: a request of 6 MB of punctuation would
-otherwise take ten seconds and gigabytes for 256 tokens."""
+"""Characters of a longer text that are tokenized, if they give enough tokens: otherwise 6 MB of punctuation would take
+ten seconds and gigabytes for 256 tokens."""
 
 PREFIX_MARGIN = 128
 """Tokens that a prefix must have beyond the model's maximum. Cutting a text changes at most its last word, and
 WordPiece makes at most 100 tokens of a word (`max_input_chars_per_word`)."""
 
 CHARACTERS_AT_ONCE = 1 << 18
-"""Characters of the texts that are tokenized together. The tokenizer keeps over a hundred bytes of each token, also of
-those beyond the model's maximum, and a character can be a token: all texts at once could take a gigabyte."""
+"""Maximum characters tokenized in one call. The tokenizer keeps over a hundred bytes for each token, even for those
+beyond the model's maximum, and a character can be a token: all texts in one call could take a gigabyte."""
 
 IDS_AT_ONCE = 1 << 14
-"""Token ids whose texts are tokenized together: few, so that little more is done after a refused array."""
+"""Maximum token ids whose texts are tokenized in one call: few, so that a refused array wastes little work."""
 
 NORM_TOLERANCE = 1e-3
 """Tolerance of the squared norm of a unit vector; float32 stays within 1e-6."""
@@ -60,10 +60,10 @@ LAMBDA_MB_PER_VCPU = 1769
 
 
 _DECODER = WordPiece(prefix="##", cleanup=False)
-"""Joins words by spaces and changes nothing else, unlike the one for people."""
+"""Joins words by spaces and changes nothing else; with cleanup it would also remove spaces before punctuation."""
 
 _SLOW_FUSIONS = ["SkipLayerNormFusion", "BiasSkipLayerNormFusion"]
-"""Fusions whose CPU kernel is slower than the Add and LayerNormalization that it replaces."""
+"""Fusions whose CPU kernel is slower than the Add and LayerNormalization that they replace."""
 
 
 class Tokens(NamedTuple):
@@ -72,7 +72,7 @@ class Tokens(NamedTuple):
     ids: list[list[int]]
     """Token ids, special tokens included, at most the model's maximum."""
     counts: list[int]
-    """Tokens of the whole text; of a very long one, of its beginning: more than the model's maximum in any case."""
+    """Token counts of the uncut texts. A very long text is counted only in part, but beyond the model's maximum."""
 
     @property
     def truncated(self) -> list[int]:
@@ -86,7 +86,7 @@ class Embeddings(NamedTuple):
     vectors: Vectors
     """float32, shape (n, dimensions); unit rows where the model normalizes."""
     tokens: list[int]
-    """Tokens embedded of each text, special tokens included, at most the model's maximum."""
+    """Number of tokens embedded of each text, special tokens included, at most the model's maximum."""
     truncated: list[int]
     """Indices of the texts that were longer than the model's maximum and were cut."""
 
@@ -111,13 +111,13 @@ class Embedder:
         self._inputs = [node.name for node in session.get_inputs()]
         self._outputs = [node.name for node in session.get_outputs()]
         self.instructions: str | None = None
-        """Those of the CPU that our operators use, such as "avx2"; None if the model has no operators of ours."""
+        """Instruction set that our operators use, such as "avx2"; None if the model has none of our operators."""
         self._longest_done = False
         self._group_texts = manifest.precisions[precision].batch_independent
 
     @classmethod
     def load(cls, folder: str | os.PathLike[str], precision: str = "int8", threads: int | None = None) -> Embedder:
-        """Load a model folder's version in use, or one version.
+        """Load the version in use of a model folder, or the version that `folder` is.
 
         `threads` is how many runs are computed at once, each by one thread; by default the vCPUs that Lambda's memory
         size buys, or, outside of Lambda, the CPUs this process may use.
@@ -129,20 +129,20 @@ class Embedder:
     def from_artifact(
         cls, artifact: Artifact, precision: str = "int8", threads: int | None = None, check: FileCheck | None = None
     ) -> Embedder:
-        """As `load`, of an artifact that is open; `check` is the check of its files, if that is under way."""
+        """Like `load`, for an artifact that is open; `check` is the check of its files, if one has been started."""
         threads = default_threads() if threads is None else threads
         if threads < 1:
             raise ValueError(f"threads is {threads}, not at least 1")
         check = check or FileCheck(artifact, precision)
         try:
             tokenizer = load_tokenizer(artifact)
-            # Before the weights are mapped: what cannot be read there ends the process.
+            # Before the weights are mapped: a mapped page that cannot be read ends the process.
             check.finish()
             session = load_session(artifact, precision)
             _check_session(session, artifact.manifest, precision)
         except (ArtifactError, KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # for any unreadable file: both libraries plain Exceptions, and Rust's panics
+        except BaseException as error:  # both libraries raise plain Exceptions; a panic in Rust is a BaseException
             check.finish()
             raise ArtifactCorruptError(f"cannot load {artifact.folder}: {error}: {REBUILD}") from error
         embedder = cls(artifact.manifest, precision, tokenizer, session, threads)
@@ -166,8 +166,8 @@ class Embedder:
     ) -> Tokens:
         """Token ids of texts, cut at the model's maximum.
 
-        The tokens of a text of up to `counted_characters`, by default PREFIX_CHARACTERS, are all counted; of a longer
-        one possibly only those of its beginning. `deadline` is a value of `time.monotonic()`.
+        All tokens are counted of a text of up to `counted_characters` (default: PREFIX_CHARACTERS); of a longer one
+        perhaps only those of its beginning. `deadline` is a value of `time.monotonic()`.
         Raises TypeError if `texts` is a str or holds anything but str, TooManyTokensError past the deadline.
         """
         if isinstance(texts, str):
@@ -177,11 +177,11 @@ class Embedder:
         return _by(deadline, lambda late: self._tokenize(texts, counted_characters, late))
 
     def tokens_of(self, arrays: Sequence[Sequence[int]], deadline: float | None = None) -> tuple[Tokens, list[str]]:
-        """What `tokenize` gives for the texts that have these token ids, and these texts, of a long one its beginning.
+        """Check token ids made by a client: what `tokenize` would return, and the texts (the beginning of long ones).
 
-        The ids include special tokens, and all are counted. Both results end before the first array that is not this
-        tokenizer's: its special tokens are missing, or its text, tokenized, gives other ids. `deadline` is a value of
-        `time.monotonic()`.
+        The ids include special tokens, and all are counted. Both results end before the first array that this tokenizer
+        would not make: special tokens are missing, or its text gives other ids when tokenized. `deadline` is a value
+        of `time.monotonic()`.
         Raises TooManyTokensError past the deadline.
         """
         if deadline is None:
@@ -189,7 +189,7 @@ class Embedder:
         return _by(deadline, lambda late: self._tokens_of(arrays, late))
 
     def _tokens_of(self, arrays: Sequence[Sequence[int]], late: threading.Event) -> tuple[Tokens, list[str]]:
-        """As `tokens_of`; `late` as in `_tokenize`."""
+        """Like `tokens_of`; `late` as in `_tokenize`."""
         tokens = Tokens([], [])
         texts: list[str] = []
         longest = self.manifest.max_tokens
@@ -214,8 +214,8 @@ class Embedder:
         return tokens, texts
 
     def _beginning(self, ids: Sequence[int]) -> str | None:
-        """The text of token ids, of many at least up to the model's maximum; None if one is not in the vocabulary."""
-        # The tokenizer takes 32 bits; to tell the size of its vocabulary it would take 10 ms.
+        """The text of token ids, at least up to the model's maximum; None if one is not in the vocabulary."""
+        # The tokenizer takes ids of 32 bits. Asking for the size of its vocabulary would take 10 ms.
         if not ids or min(ids) < 0 or (last := max(ids)) >> 32 or self._tokenizer.id_to_token(last) is None:
             return None
         inside = ids[1:-1][: self.manifest.max_tokens + PREFIX_MARGIN]
@@ -224,7 +224,7 @@ class Embedder:
         return text
 
     def _tokenize(self, texts: Sequence[str], counted_characters: int | None, late: threading.Event) -> Tokens:
-        """As `tokenize`. Once `late` is set nobody waits for it any more, and it ends at the next text."""
+        """Like `tokenize`. Once `late` is set, nobody waits for the result any more, and it stops at the next text."""
         ids: list[list[int]] = []
         counts: list[int] = []
         size = PREFIX_CHARACTERS if counted_characters is None else counted_characters
@@ -246,10 +246,10 @@ class Embedder:
     ) -> Vectors:
         """Token ids to vectors, float32 of shape (n, dimensions).
 
-        `normalize` is whether they become unit vectors; None for what the model does. `deadline` is a value of
+        `normalize` says whether to make unit vectors; None for what the model does. `deadline` is a value of
         `time.monotonic()`; before each run it is checked that the rest can be done by then.
-        Raises BadVectorError if a vector is not finite or has a wrong norm; TooManyTokensError if so many tokens have
-        never been computed in so much time here; DeadlineError if they cannot be done in it now.
+        Raises BadVectorError if a vector is not finite or has a wrong norm; TooManyTokensError if the tokens take too
+        long even at the best speed measured here; DeadlineError if they only take too long at the present speed.
         """
         unit = self.manifest.normalize if normalize is None else normalize
         lengths = [len(text) for text in ids]
@@ -283,9 +283,9 @@ class Embedder:
         return text
 
     def check_longest(self) -> None:
-        """Compute the longest text that the manifest allows, once: nothing else tells how many places the model has.
+        """Compute the longest text that the manifest allows, once: nothing else shows how many positions the model has.
 
-        Raises ArtifactCorruptError if the model cannot, what onnxruntime raises if it cannot compute any.
+        Raises ArtifactCorruptError if the model cannot; what onnxruntime raises if it cannot compute even one token.
         """
         if self._longest_done:
             return
@@ -295,8 +295,8 @@ class Embedder:
         except Exception as error:
             self._compute_text(1)
             raise ArtifactCorruptError(
-                f"{self.manifest.precisions[self.precision].file} cannot compute a text of {length} tokens, as the "
-                f"manifest's max_tokens has it: {error}: {REBUILD}"
+                f"{self.manifest.precisions[self.precision].file} cannot compute a text of {length} tokens, which the "
+                f"manifest's max_tokens allows: {error}: {REBUILD}"
             ) from error
         self._longest_done = True
 
@@ -347,14 +347,14 @@ def check_vectors(vectors: Vectors, unit: bool) -> None:
         raise BadVectorError(f"the model gave a bad vector for text {row}: its squared norm is {squares[row]}")
 
 
-# After a run the caches hold the model and little of Python: of one short text's time each numpy function that is
-# itself written in Python (mean, linalg.norm) takes a percent or more. Hence ufuncs above.
+# After a run the CPU's caches hold the model and little of Python, so each numpy function that is written in Python
+# (mean, linalg.norm) takes a percent or more of a short text's time. Hence the ufuncs above.
 _FEEDS: Mapping[str, Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]] = {
     "input_ids": lambda ids: ids,
     "attention_mask": np.ones_like,
     "token_type_ids": np.zeros_like,
 }
-"""Input of the model to what it is given for token ids of shape (batch, length)."""
+"""Model input -> its value for token ids of shape (batch, length)."""
 
 
 def default_threads() -> int:
@@ -370,7 +370,7 @@ def default_threads() -> int:
 def load_tokenizer(artifact: Artifact) -> Tokenizer:
     """The tokenizer, which cuts texts at the model's maximum and pads nothing.
 
-    Raises what `tokenizers` raises, ValueError if nothing of a text would be left.
+    Raises what `tokenizers` raises, ValueError if the model's maximum leaves no room beside special tokens.
     """
     rest = artifact.manifest.wordpiece
     tokenizer = Tokenizer.from_file(artifact.tokenizer) if rest is None else join_wordpiece(rest, artifact.vocabulary)
@@ -384,7 +384,7 @@ def load_tokenizer(artifact: Artifact) -> Tokenizer:
 
 
 def join_wordpiece(rest: str, vocabulary: str) -> Tokenizer:
-    """The tokenizer of `Manifest.wordpiece` and the file of its vocabulary. Raises what `tokenizers` raises."""
+    """The tokenizer made of `Manifest.wordpiece` and its vocabulary file. Raises what `tokenizers` raises."""
     tokenizer = Tokenizer.from_str(rest)
     model = tokenizer.model
     tokenizer.model = WordPieceModel.from_file(
@@ -400,7 +400,7 @@ def load_session(artifact: Artifact, precision: str) -> onnxruntime.InferenceSes
     """A session of one thread.
 
     Raises ArtifactNotFoundError as `Artifact.model` does, ArtifactError if the operators that the model needs cannot be
-    had, and what onnxruntime raises.
+    loaded, and what onnxruntime raises.
     """
     model = artifact.model(precision)
     entry = artifact.manifest.precisions[precision]
@@ -409,7 +409,7 @@ def load_session(artifact: Artifact, precision: str) -> onnxruntime.InferenceSes
         _register_operators(options, entry.operators, artifact.folder)
     if entry.optimized:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    # Operators are too short to be worth sharing out: a thread of its own for each run is much faster.
+    # An operator is too short to be worth splitting among threads: one thread for each run is much faster.
     options.intra_op_num_threads = 1
     options.inter_op_num_threads = 1
     return onnxruntime.InferenceSession(
@@ -455,9 +455,9 @@ def _for_each(work: Callable[[list[int]], None], runs: Sequence[list[int]], thre
 
 
 def _by(deadline: float, work: Callable[[threading.Event], Result]) -> Result:
-    """What `work` returns, in a thread of its own, since the tokenizer cannot be interrupted.
+    """Call `work` in a thread of its own, since the tokenizer cannot be interrupted, and return its result.
 
-    Raises what `work` raises, TooManyTokensError if it has not ended at `deadline`; then the event is set.
+    Raises what `work` raises; TooManyTokensError, after setting the event, if it has not ended by `deadline`.
     """
     late = threading.Event()
     results: list[Result] = []
@@ -472,7 +472,7 @@ def _by(deadline: float, work: Callable[[threading.Event], Result]) -> Result:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(max(0.0, deadline - time.monotonic()))
-    ended = results or errors  # looked at before the event is set: what it ends has nothing whole to give
+    ended = results or errors  # read before the event is set: work that it stops has no complete result
     late.set()
     if not ended:
         raise TooManyTokensError(
@@ -498,7 +498,7 @@ def _well_formed(text: Any) -> str:
 
 
 def _count(encoding: Encoding) -> int:
-    """Tokens of a text with those that were cut off."""
+    """Number of a text's tokens, including those that were cut off."""
     count = len(encoding.ids)
     for rest in encoding.overflowing:
         count += len(rest.ids) - sum(rest.special_tokens_mask)
@@ -506,7 +506,7 @@ def _count(encoding: Encoding) -> int:
 
 
 def _parts(items: Sequence[Item], at_once: int) -> Iterator[Sequence[Item]]:
-    """The items in order, in parts whose lengths are together at most `at_once`, or of one item.
+    """The items in order, in parts of one item or of a total length of at most `at_once`.
 
     >>> list(_parts(["ab", "c", "defg", "h"], 3))
     [['ab', 'c'], ['defg'], ['h']]
@@ -522,7 +522,7 @@ def _parts(items: Sequence[Item], at_once: int) -> Iterator[Sequence[Item]]:
 
 
 def _runs(lengths: Sequence[int], budget: int) -> Iterator[list[int]]:
-    """Rows that share a run: of one length, and at least one, of at most `budget` tokens together.
+    """Rows that share a run: of equal length, and one row or at most `budget` tokens together.
 
     >>> list(_runs([3, 5, 3, 3], budget=6))
     [[0, 2], [3], [1]]

@@ -1,4 +1,4 @@
-"""What can be wrong with a request or the service, one class a meaning, and the one table of HTTP statuses."""
+"""What can be wrong with a request or the service, one class for each meaning, and the table of HTTP statuses."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class InvalidRequestError(RequestError):
 
 
 class TextTooLongError(RequestError):
-    """A text has more tokens than the model reads, and the request forbids to cut it."""
+    """A text has more tokens than the model reads, and the request forbids cutting it."""
 
 
 class ModelNotFoundError(RequestError):
@@ -30,7 +30,7 @@ class ModelNotFoundError(RequestError):
 
 
 class UnknownRouteError(RequestError):
-    """No such path."""
+    """The path does not exist."""
 
 
 class MethodNotAllowedError(RequestError):
@@ -46,7 +46,7 @@ class TooLargeError(RequestError):
 
 
 class TooManyTokensError(RequestError):
-    """The texts take longer than the function's timeout."""
+    """The texts take longer than the function's timeout, even at its best speed."""
 
 
 class DeadlineError(Exception):
@@ -81,7 +81,7 @@ STATUS: Mapping[type[BaseException], Status] = {
     DeadlineError: Status(503, "server_error", "deadline_exceeded", retry_after=1),
     BaseException: Status(500, "server_error", "internal_error"),
 }
-"""Error class -> how it is answered. The last row is for faults that nobody has thought of."""
+"""Error class -> how it is answered. The last row is for unforeseen errors."""
 
 
 def status_of(error: BaseException) -> Status:
@@ -90,9 +90,9 @@ def status_of(error: BaseException) -> Status:
 
 
 def describe(error: BaseException, request_id: str) -> dict[str, Any]:
-    """The JSON body of an error, in the form that OpenAI's clients read, and the id that the log has too.
+    """The JSON body of an error, in the form that OpenAI's clients read, with the request id that the log has too.
 
-    What is wrong inside of us is not told: the message of an error without a row of its own stays in the log.
+    Clients do not see the message of an error without a row of its own: it is in the log alone.
     """
     status = status_of(error)
     unforeseen = status is STATUS[BaseException]

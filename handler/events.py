@@ -25,7 +25,7 @@ class HttpRequest(NamedTuple):
 
     method: str
     path: str
-    """Without the stage of an API Gateway."""
+    """The path, without an API Gateway's stage."""
     body: str
     base64_encoded: bool
     origin: str
@@ -39,13 +39,13 @@ class HttpRequest(NamedTuple):
         """
         if not self.body:
             raise InvalidRequestError('the request has no body: send JSON like {"text": "..."}')
-        # A character is at least a byte, and base64 takes four for three.
+        # A character has at least one byte, and four characters of base64 are three bytes.
         size = len(self.body) * 3 // 4 if self.base64_encoded else len(self.body)
         if size > MAX_REQUEST_BYTES:
             raise TooLargeError(f"the body has {size} bytes, the limit is {MAX_REQUEST_BYTES}: send fewer texts")
         if not self.base64_encoded:
             return _decode_json(self.body)
-        import binascii  # here and below: what few requests need, a cold start should not load
+        import binascii  # here and below: few requests need it, so a cold start should not load it
 
         try:
             content = binascii.a2b_base64(self.body, strict_mode=True)
@@ -55,7 +55,7 @@ class HttpRequest(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a route gives back."""
+    """What a route returns."""
 
     body: bytes
     status: int = 200
@@ -97,7 +97,7 @@ def read(event: Mapping[str, Any]) -> HttpRequest:
 
 
 def response(answer: Answer, headers: Mapping[str, str]) -> dict[str, Any]:
-    """What both event shapes take back. `headers` come on top of the answer's own."""
+    """The result that Lambda expects, the same for both event shapes. `headers` are added to the answer's own."""
     return {
         "statusCode": answer.status,
         "headers": {"content-type": answer.content_type, **answer.headers, **headers},
@@ -117,7 +117,7 @@ def _decode_json(body: str | bytes) -> Any:
     import json
 
     try:
-        # Decoded here: from bytes it would also read UTF-16.
+        # Decoded here, since json.loads would also take bytes in UTF-16.
         return json.loads(body if isinstance(body, str) else body.decode("utf-8", "surrogatepass"))
     except (ValueError, RecursionError) as error:
         raise InvalidRequestError(f"the body is not valid JSON: {error}") from error

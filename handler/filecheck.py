@@ -1,7 +1,7 @@
 """Read the files that a model needs, and compare their checksums, while Python is busy with other things.
 
-A damaged byte would otherwise give wrong vectors without an error. Reading ahead, in several places at once, also keeps
-the line to a file server busy: page faults of a mapped file ask for 128 KB and wait.
+A damaged byte would otherwise give wrong vectors without an error. Reading ahead, in several places at once, also uses
+the connection to a file server fully: page faults of a mapped file ask for 128 KB at a time and wait.
 """
 
 import os
@@ -15,17 +15,17 @@ CHUNK_BYTES = 1 << 20
 """Bytes of one read of a file that is not in the page cache."""
 
 READERS = 4
-"""Threads that read such a file."""
+"""Threads that read a file that is not in the page cache."""
 
 PIECE_BYTES = 4 << 20
-"""Bytes of one read of a cached file: each read may wait 5 ms for Python's lock before and after."""
+"""Bytes of one read of a cached file: many, since each read may wait 5 ms for Python's global lock, twice."""
 
 
 class FileCheck:
-    """A check under way of the files of one precision."""
+    """A running check of one precision's files."""
 
     def __init__(self, artifact: Artifact, precision: str) -> None:
-        """Start it. Raises ArtifactNotFoundError as `Artifact.model` does."""
+        """Start the check. Raises ArtifactNotFoundError as `Artifact.model` does."""
         files = [
             (join(artifact.folder, name), artifact.manifest.files[name].crc32) for name in artifact.files_of(precision)
         ]
@@ -34,9 +34,9 @@ class FileCheck:
         self._thread.start()
 
     def finish(self) -> None:
-        """Wait for its end.
+        """Wait for the check to end.
 
-        Raises ArtifactCorruptError that names the first file that is damaged or unreadable, and whatever else ended it.
+        Raises ArtifactCorruptError that names the first damaged or unreadable file, or whatever else ended the check.
         """
         self._thread.join()
         if self._error is not None:
@@ -49,7 +49,7 @@ class FileCheck:
             except OSError as error:
                 self._error = ArtifactCorruptError(f"cannot read {path}: {error.strerror}: {REBUILD}")
                 return
-            except BaseException as error:  # noqa: BLE001  raised again where it is waited for
+            except BaseException as error:  # noqa: BLE001  raised again by `finish`
                 self._error = error
                 return
             if found != expected:
@@ -66,7 +66,7 @@ def crc32(path: str) -> int:
         size = os.fstat(descriptor).st_size
         if not _is_cached(descriptor, size):
             _read_all(descriptor, size)
-        # Read and not mapped: a page that cannot be read is an error then, and not the end of the process.
+        # Read, not mapped: a page that cannot be read then raises an error and does not end the process.
         buffer = bytearray(min(size, PIECE_BYTES))
         checksum = offset = 0
         while count := os.preadv(descriptor, [buffer], offset):
@@ -102,11 +102,11 @@ def _read_all(descriptor: int, size: int) -> None:
 def _is_cached(descriptor: int, size: int) -> bool:
     """Whether a file's last byte is in the page cache.
 
-    Linux tells by a read that may not wait (preadv2(2), RWF_NOWAIT); elsewhere the answer is False.
+    Linux answers by a read that must not wait (preadv2(2), RWF_NOWAIT); elsewhere the answer is False.
     """
     if not hasattr(os, "RWF_NOWAIT"):
         return False
     try:
         return os.preadv(descriptor, [bytearray(1)], max(0, size - 1), os.RWF_NOWAIT) == 1
-    except OSError:  # EAGAIN: not cached; EOPNOTSUPP: the file system does not tell
+    except OSError:  # EAGAIN: not cached; EOPNOTSUPP: the file system cannot say
         return False

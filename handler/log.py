@@ -32,7 +32,7 @@ TEXT_CHARACTERS = 200
 
 
 class Record:
-    """What the log will say of a request."""
+    """The log line of a request, filled in while it is answered."""
 
     def __init__(self, request_id: str, namespace: str, with_texts: bool) -> None:
         """`namespace` is CloudWatch's name for where the metrics go; empty for no metrics."""
@@ -43,9 +43,9 @@ class Record:
         self.tokens = 0
         self.truncated = 0
         self.load_seconds: float | None = None
-        """Of the model, in the first request after it was loaded."""
+        """Seconds that loading the model took; None but in the first request after it."""
         self.instructions: str | None = None
-        """Of the CPU, that the model's operators use; told when loading is."""
+        """Instruction set that the model's operators use; logged together with `load_seconds`."""
         self._namespace = namespace
         self._with_texts = with_texts
         self._phases: dict[str, float] = {}
@@ -53,11 +53,11 @@ class Record:
 
     @property
     def seconds(self) -> float:
-        """Since the request began."""
+        """Seconds since the request began."""
         return time.perf_counter() - self.started
 
     def end_phase(self, name: str) -> None:
-        """What was done since the last phase ended, or since the start, has this name."""
+        """End a phase: the time since the last one ended, or since the start, is logged under this name."""
         now = time.perf_counter()
         self._phases[name] = self._phases.get(name, 0.0) + now - self._phase_began
         self._phase_began = now
@@ -76,7 +76,7 @@ class Record:
             "cold_start": self.load_seconds is not None,
             "phases_ms": {name: round(seconds * 1000, 3) for name, seconds in self._phases.items()},
         }
-        # What is usual is left out: CloudWatch charges for the log by its size.
+        # Fields are left out where they have their usual value: CloudWatch charges for the log by its size.
         if self.truncated:
             line["truncated"] = self.truncated
         if self.load_seconds is not None:
@@ -84,7 +84,7 @@ class Record:
         if error is not None:
             line["server_errors" if server_error else "client_errors"] = 1
             line["error"] = {"type": type(error).__name__, "code": status_of(error).code}
-            # What a client got wrong can quote the request; what is wrong with us cannot be mended without its message.
+            # A client error's message can quote the request. A server error cannot be mended without its message.
             if server_error or self._with_texts:
                 line["error"]["message"] = str(error)
         if self._with_texts:
@@ -100,7 +100,7 @@ class Record:
 
 
 def incident(request_id: str, error: BaseException) -> None:
-    """Print a fault of ours with its traceback."""
+    """Print a server error with its traceback."""
     import traceback
 
     trace = "".join(traceback.format_exception(error))
@@ -112,12 +112,12 @@ def write_line(line: dict[str, Any]) -> None:
     try:
         sys.stdout.write(to_json(line).decode() + "\n")
         sys.stdout.flush()
-    except (OSError, ValueError):  # a log that cannot be written must not take the answer with it
+    except (OSError, ValueError):  # the request is answered even if the log cannot be written
         return
 
 
 def to_json(data: Any) -> bytes:
-    """JSON of data that may quote a request, and so hold lone surrogates, which orjson refuses: they are escaped."""
+    """JSON of data that may quote a request. Lone surrogates in it, which orjson refuses, are escaped."""
     try:
         return orjson.dumps(data)
     except TypeError:

@@ -55,7 +55,7 @@ def model_list(manifest: Manifest) -> dict[str, Any]:
 
 
 def model_object(name: str, manifest: Manifest) -> dict[str, Any]:
-    """The response object of `GET /v1/models/NAME`. Raises ModelNotFoundError for another name than the model's."""
+    """The response object of `GET /v1/models/NAME`. Raises ModelNotFoundError for any other name."""
     import datetime
 
     check_model(name, manifest)

@@ -10,14 +10,14 @@ from typing import NoReturn
 from handler.errors import DeadlineError, TooManyTokensError
 
 PROVEN_TOKENS = 384
-"""Tokens that a request computes before the pace decides about it: a full run. A smaller request is not measured, since
-its runs are small and slower a token."""
+"""Tokens that a request computes before it can be refused for its pace: a full run. A smaller request is not measured,
+since its runs are small and slower per token."""
 
 BEST_TOKENS = 4096
 """Tokens over which the best pace is measured: many runs, since one may be fast by chance."""
 
 HALF_LIFE = 3.0
-"""Seconds of computing after which what was measured counts half."""
+"""Seconds of computing after which a measurement counts half."""
 
 
 class Pace:
@@ -25,13 +25,13 @@ class Pace:
 
     def __init__(self, at_once: int) -> None:
         self.best: float | None = None
-        """Tokens per second, the most over BEST_TOKENS; None until that many were computed."""
-        self._half_life = HALF_LIFE * at_once  # each of them adds its seconds
+        """Highest tokens per second over BEST_TOKENS; None until that many were computed."""
+        self._half_life = HALF_LIFE * at_once  # each thread adds its seconds
         self._tokens = self._seconds = 0.0
         self._stretch_tokens = self._stretch_seconds = 0.0
 
     def add(self, tokens: int, seconds: float) -> None:
-        """Take account of a run."""
+        """Add a run to the measurement."""
         weight = 0.5 ** (seconds / self._half_life)
         self._tokens = self._tokens * weight + tokens
         self._seconds = self._seconds * weight + seconds
@@ -43,17 +43,17 @@ class Pace:
 
     @property
     def recent(self) -> float:
-        """Tokens per second."""
+        """Tokens per second; older runs count less."""
         return _rate(self._tokens, self._seconds)
 
 
 class Paces:
-    """What an environment remembers of its speed: a pace for each number of runs at once, which share its CPUs."""
+    """The speeds measured in this environment: a pace for each number of runs at once, since they share its CPUs."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.warm = False
-        """Whether a run has ended. The first is not measured: the weights' pages come in from EFS, or from a SnapStart
+        """Whether a run has ended. The first is not measured: the weights are still read from EFS, or from a SnapStart
         snapshot, while it is computed."""
         self._paces: dict[int, Pace] = {}
 
@@ -78,12 +78,12 @@ class Budget:
         self._own_tokens = self._own_seconds = 0.0
 
     def begin(self, tokens: int) -> float | None:
-        """Take account of a run that begins: its time, for `end`; None if it is not measured.
+        """Note that a run begins, and return its start for `end`; None if it is not measured.
 
-        Raises DeadlineError if the time is up, or too short for the runs that have not begun, by the better of the
-        request's own pace and the recent one. A request is judged so after PROVEN_TOKENS of its own, or after
-        BEST_TOKENS while no best pace is known. Raises TooManyTokensError instead if all its tokens take longer than
-        its whole time even at the best pace of this environment: sent again, it would be refused again.
+        Raises DeadlineError if the time is up, or too short for the runs that have not begun, at the faster of the
+        request's own pace and the recent one. Paces count after PROVEN_TOKENS of the request, or, while no best pace
+        is known, after BEST_TOKENS. Raises TooManyTokensError instead if all its tokens take longer than its whole
+        time even at the best pace of this environment: sent again, it would be refused again.
         """
         now = time.monotonic()
         left = self._deadline - now
@@ -92,14 +92,14 @@ class Budget:
                 self._refuse(left, None)
             if self._own_tokens >= (BEST_TOKENS if self._pace.best is None else PROVEN_TOKENS):
                 rate = max(_rate(self._own_tokens, self._own_seconds), self._pace.recent)
-                # At best what waits is shared out equally, and none of it ends sooner than this run, the longest.
+                # At best the threads share the waiting tokens equally; but this run, the longest, ends no sooner.
                 if max(self._waiting / self._at_once, tokens) > rate * left:
                     self._refuse(left, rate)
             self._waiting -= tokens
             return now if self._paces.warm and self._tokens >= PROVEN_TOKENS else None
 
     def end(self, tokens: int, began: float | None) -> None:
-        """Take account of a run that has ended; `began` is what `begin` returned for it."""
+        """Note that a run has ended; `began` is what `begin` returned for it."""
         now = time.monotonic()
         with self._paces.lock:
             self._paces.warm = True
@@ -114,17 +114,17 @@ class Budget:
         if self._pace.best and self._seconds > 0 and self._tokens > best * self._at_once * self._seconds:
             now = self._at_once * (best if rate is None else min(best, rate))
             raise TooManyTokensError(
-                f"the texts have {self._tokens} tokens, and at {now:.0f} tokens/s the {self._seconds:.1f} s that the "
-                f"function has are enough for {int(now * self._seconds)}: send fewer texts a request, or raise the "
-                "function's timeout or memory"
+                f"the texts have {self._tokens} tokens; at {now:.0f} tokens/s the function can compute "
+                f"{int(now * self._seconds)} in the {self._seconds:.1f} s it has: send fewer texts per request, or "
+                "raise the function's timeout or memory"
             )
         computed = f"{self._tokens - self._waiting} of {self._tokens} tokens were computed"
         again = "send the request again, with fewer texts if it happens again"
         if rate is None:
             raise DeadlineError(f"{computed} when the function's time was up: {again}")
         raise DeadlineError(
-            f"{computed}, and at the {rate * self._at_once:.0f} tokens/s of now the {left:.1f} s that the function has "
-            f"left are not enough for the rest: {again}"
+            f"{computed}, and the {left:.1f} s that are left are too short for the rest at the present speed of "
+            f"{rate * self._at_once:.0f} tokens/s: {again}"
         )
 
 

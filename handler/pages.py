@@ -1,4 +1,4 @@
-"""What the service tells of itself: `GET /info`, and the files behind `GET /openapi.json` and `GET /docs`."""
+"""What the service says about itself: `GET /info`, and the files behind `GET /openapi.json` and `GET /docs`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DOCS_HEADERS = {
     ),
     "x-content-type-options": "nosniff",
 }
-"""The page asks nobody but this service, and no other page may hold it."""
+"""The page may call this service only, and no other page may show it in a frame."""
 
 
 def openapi() -> bytes:
@@ -41,7 +41,7 @@ def docs() -> bytes:
 
 
 def info(embedder: Embedder) -> dict[str, Any]:
-    """The model that is loaded, how near its vectors are to the original's, the limits, and all versions."""
+    """The model that is loaded, its parity with the original, the limits, and all versions."""
     import numpy
     import onnxruntime
     import orjson

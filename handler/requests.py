@@ -1,4 +1,4 @@
-"""What is asked for and what becomes of it, whatever the form of request and response."""
+"""A request for vectors and its outcome, whatever their form in JSON."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from handler.embedder import Embedder, Tokens, Vectors
 
 COUNTED_CHARACTERS = 1 << 18
-"""Characters that are tokenized of a text that must not be cut, to say how many tokens it has."""
+"""Maximum characters that are tokenized to count the tokens of a text that must not be cut."""
 
 
 class Outcome(NamedTuple):
-    """What a request's texts have become."""
+    """The vectors of a request, and what an answer says about them."""
 
     vectors: Vectors | list[str]
     """float32 of shape (n, dimensions), or n strings of base64."""
@@ -28,30 +28,30 @@ class Outcome(NamedTuple):
     """Indices of the texts that were cut."""
     manifest: Manifest
     latency: float
-    """Seconds."""
+    """Seconds from the start of the request until the vectors were done."""
 
 
 class EmbedRequest(NamedTuple):
-    """Texts, what is wanted of them, and the form of the answer."""
+    """Texts, options, and the form of the answer."""
 
     texts: list[str]
     field: str
-    """The field that they came in, for messages."""
+    """The field that holds the texts, for messages."""
     render: Callable[[Outcome], Any]
-    """The response object."""
+    """Makes the response object."""
     encoding: str = "float"
     normalize: bool | None = None
-    """None for what the model does."""
+    """Whether to make unit vectors; None for what the model does."""
     truncate: bool = True
     token_ids: list[list[int]] | None = None
-    """Instead of texts, where a client has tokenized them."""
+    """Token ids instead of texts, if the client has tokenized them."""
     dimensions: int | None = None
-    """How many the client expects."""
+    """Number of dimensions that the client expects."""
     model: str | None = None
-    """Which the client expects."""
+    """Name of the model that the client expects."""
 
     def check(self, manifest: Manifest) -> None:
-        """Compare with what the model is, and with the limits of texts and of its vectors.
+        """Compare the request with the model, and with the limits of texts and vectors.
 
         Raises ModelNotFoundError, InvalidRequestError, TooLargeError.
         """
@@ -87,7 +87,7 @@ class EmbedRequest(NamedTuple):
                 )
 
     def check_lengths(self, tokens: Tokens, max_tokens: int) -> None:
-        """Raise TextTooLongError, with the token count of each text, if some would have to be cut and must not be."""
+        """Raise TextTooLongError, with token counts, if texts are too long and the request forbids cutting them."""
         if self.truncate or not (cut := tokens.truncated):
             return
         counts = ", ".join(f"{self.name(index)} has {tokens.counts[index]}" for index in cut)
@@ -97,10 +97,10 @@ class EmbedRequest(NamedTuple):
         )
 
     def tokens(self, embedder: Embedder, deadline: float | None) -> tuple[Tokens, list[str]]:
-        """The tokens of the texts, and the texts; of token ids those that they stand for, of a long one its beginning.
+        """The tokens and the texts. Token ids are turned into the texts they stand for (the beginning of long ones).
 
-        Raises InvalidRequestError if token ids are not this model's, TooManyTokensError past the deadline, a value of
-        `time.monotonic()`.
+        `deadline` is a value of `time.monotonic()`.
+        Raises InvalidRequestError if token ids are not this model's, TooManyTokensError past the deadline.
         """
         if self.token_ids is None:
             return embedder.tokenize(self.texts, None if self.truncate else COUNTED_CHARACTERS, deadline), self.texts
@@ -114,12 +114,12 @@ class EmbedRequest(NamedTuple):
         return tokens, texts
 
     def name(self, index: int) -> str:
-        """What messages call a text."""
+        """The name of a text in messages."""
         return f"{self.field}[{index}]" if self.field in ("texts", "inputs", "input") else self.field
 
 
 def encode(vectors: Vectors, encoding: str) -> Vectors | list[str]:
-    """Vectors as they travel: as they are for the JSON writer, or each as base64 of little-endian float32."""
+    """Vectors in the encoding of the answer: unchanged for `float`, else each as base64 of little-endian float32."""
     if encoding == "float":
         return vectors
     import binascii

@@ -1,4 +1,4 @@
-"""The model, loaded once, and what is done with it for a request."""
+"""Loads the model, once, and embeds the texts of requests with it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 _embedder: Embedder | None = None
 _load_seconds: float | None = None
-"""How long loading took, until the first request after it has told."""
+"""Seconds that loading took; None again once a request has logged them."""
 
 
 def loaded_embedder() -> Embedder:
@@ -34,7 +34,7 @@ def loaded_embedder() -> Embedder:
         started = time.perf_counter()
         settings = Settings.from_environment()
         artifact = open_artifact(settings.model_folder)
-        # Before the import, which takes 0.1 s: about what the weights take from EFS into memory.
+        # Started before the import, which takes 0.1 s: about as long as reading the weights from EFS.
         check = FileCheck(artifact, settings.precision)
         # numpy's BLAS, which nothing here uses, otherwise spends 0.1 s of CPU on threads that wait.
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
@@ -44,7 +44,7 @@ def loaded_embedder() -> Embedder:
         # The tokenizer's threads, which it starts at its first text.
         os.environ.setdefault("RAYON_NUM_THREADS", str(embedder.threads))
         if embedder.threads == 1:
-            # Not "true" otherwise: told so, the tokenizer would wait in a fork for threads that only its parent has.
+            # Never set to "true": then the tokenizer in a forked process would wait for threads of its parent.
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
         _embedder, _load_seconds = embedder, time.perf_counter() - started
     return _embedder
@@ -72,12 +72,12 @@ def embed(request: EmbedRequest, record: log.Record, deadline: float | None) -> 
     outcome = Outcome(encode(vectors, request.encoding), record.tokens, truncated, manifest, latency)
     body = orjson.dumps(request.render(outcome), option=orjson.OPT_SERIALIZE_NUMPY)
     if (size := escaped_size(body)) > MAX_RESPONSE_BYTES:
-        raise TooLargeError(f"the response of {size} bytes exceeds Lambda's {MAX_RESPONSE_BYTES}: send fewer texts")
+        raise TooLargeError(f"the response has {size} bytes, the limit is {MAX_RESPONSE_BYTES}: send fewer texts")
     return body
 
 
 def _tell_load(record: log.Record, embedder: Embedder) -> None:
-    """Say in one record that the model was loaded, how long it took, and which instructions it uses."""
+    """Record, for the first request only, how long loading the model took and which instruction set it uses."""
     global _load_seconds
     record.load_seconds, _load_seconds = _load_seconds, None
     record.instructions = embedder.instructions

@@ -11,7 +11,7 @@ class ConfigurationError(Exception):
 
 
 class Settings(NamedTuple):
-    """What the environment says of the model."""
+    """The environment variables about the model."""
 
     model_folder: str
     """MODEL_CACHE_DIR / MODEL_NAME."""
@@ -22,7 +22,7 @@ class Settings(NamedTuple):
 
     @classmethod
     def from_environment(cls) -> Settings:
-        """Raises ConfigurationError."""
+        """Read the environment. Raises ConfigurationError."""
         return cls(
             model_folder=os.path.join(
                 os.environ.get("MODEL_CACHE_DIR", "/mnt/ml-models"), os.environ.get("MODEL_NAME", "all-MiniLM-L6-v2")
@@ -33,7 +33,7 @@ class Settings(NamedTuple):
 
 
 class Surroundings(NamedTuple):
-    """What the environment says of logs and browsers. No value of these is wrong, so that they hold for errors too."""
+    """The environment variables about logs and browsers. No value of these is wrong, so error answers use them too."""
 
     namespace: str
     """METRICS_NAMESPACE; empty for no metrics."""

@@ -36,7 +36,7 @@ def option(
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
         raise InvalidRequestError(f"{field} is {kind(value)}, not {names[expected]}", field)
     if values is not None and value not in values:
-        allowed = " or ".join(values) if values else "null: this model has no such thing"
+        allowed = " or ".join(values) if values else "null: this model does not support it"
         raise InvalidRequestError(f"{field} is {shorten(value)}, not {allowed}", field)
     return value
 
@@ -62,7 +62,7 @@ def check_text(text: Any, field: str) -> None:
 
 
 def kind(value: Any) -> str:
-    """What a message calls a JSON value."""
+    """The name of a JSON value in messages."""
     names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
     if type(value) in names:
         return names[type(value)]

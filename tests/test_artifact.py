@@ -96,7 +96,7 @@ WRONG = [
     ("files/current", ENTRY, "files.current is not a plain file name"),
     ("files/nul.onnx", ENTRY, "files.nul.onnx is not a plain file name"),
     ("files/MODEL.onnx", ENTRY, "files.model.onnx and files.MODEL.onnx differ in case alone"),
-    ("max_tokens", 257, "crc32 is .*, its fields have .*: one of them was changed"),
+    ("max_tokens", 257, "crc32 is .*, the manifest's fields give .*: one of them was changed"),
     ("crc32", DELETED, "crc32 is None"),
     ("files/model.onnx", 3, "files.model.onnx is 3, not an object"),
 ]

@@ -81,7 +81,7 @@ class Page:
         self.events.clear()
         self.command("Page.navigate", url=url)
         there = f"location.href == {json.dumps(url)} && document.readyState == 'complete'"
-        self.wait_for(there + " && !document.body.innerText.includes('Asking for')")
+        self.wait_for(there + " && !document.body.innerText.includes('Loading ')")
 
     def text(self, selector: str) -> str:
         return self.evaluate(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''")

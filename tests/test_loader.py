@@ -569,7 +569,7 @@ def test_the_lock_is_waited_for_and_then_named(bucket: Any, efs: Path, monkeypat
     monkeypatch.setattr(app, "LOCK_SECONDS", 0.3)
     with store.locked(efs / MODEL_NAME):
         for action in ("load", "use"):
-            with pytest.raises(store.BusyError, match=rf"for over 0\.3 s, it holds .*{MODEL_NAME}/\.lock: try again"):
+            with pytest.raises(store.BusyError, match=rf"for over 0\.3 s and holds .*{MODEL_NAME}/\.lock: try again"):
                 call(action, version="v1")
         with pytest.raises(store.BusyError):
             call("prune", keep=0)

@@ -149,9 +149,9 @@ def test_what_never_fits_is_refused_with_what_would(clock: Clock, threads: int) 
     tokens = 4 * RUN * threads
     seconds = tokens / threads / 1000
     message = (
-        f"the texts have {tokens} tokens, and at {1000 * threads} tokens/s the {seconds - 0.1:.1f} s that the function "
-        f"has are enough for {round((seconds - 0.1) * 1000 * threads)}: send fewer texts a request, or raise the "
-        "function's timeout or memory"
+        f"the texts have {tokens} tokens; at {1000 * threads} tokens/s the function can compute "
+        f"{round((seconds - 0.1) * 1000 * threads)} in the {seconds - 0.1:.1f} s it has: send fewer texts per request, "
+        "or raise the function's timeout or memory"
     )
     assert refused(machine, tokens, seconds - 0.1 + 1e-9) == message
     assert machine.serve(runs_of(tokens), seconds + 0.001) is None
@@ -168,10 +168,10 @@ def test_a_run_that_is_longer_than_the_time_left_does_not_begin(clock: Clock) ->
 def test_the_first_request_is_refused_once_the_best_pace_is_known(clock: Clock) -> None:
     machine = Machine(clock, 1, lambda at_once: 4000.0)
     began = clock.now
-    assert "enough for 8000" in refused(machine, 100_000, 2.0001)
+    assert "can compute 8000 in" in refused(machine, 100_000, 2.0001)
     assert clock.now - began == pytest.approx((BEST_TOKENS + 2 * RUN) / 4000, abs=RUN / 4000)
     began = clock.now
-    assert "enough for 8000" in refused(machine, 100_000, 2.0001)
+    assert "can compute 8000 in" in refused(machine, 100_000, 2.0001)
     assert clock.now - began == pytest.approx(PROVEN_TOKENS / 4000)
 
 
@@ -199,12 +199,12 @@ def test_a_pace_that_drops_is_a_matter_of_trying_again(clock: Clock) -> None:
     message = given_up(machine, 25_000, 30.0)
     assert clock.now - began < 20
     found = re.fullmatch(
-        r"(\d+) of 25000 tokens were computed, and at the (\d+) tokens/s of now the ([\d.]+) s that the function has "
-        "left are not enough for the rest: send the request again, with fewer texts if it happens again",
+        r"(\d+) of 25000 tokens were computed, and the ([\d.]+) s that are left are too short for the rest at the "
+        r"present speed of (\d+) tokens/s: send the request again, with fewer texts if it happens again",
         message,
     )
     assert found, message
-    done, rate, left = map(float, found.groups())
+    done, left, rate = map(float, found.groups())
     assert 0 < done < 2000
     assert 100 < rate < 1000
     assert rate * left < 25_000 - done
@@ -244,7 +244,7 @@ def test_after_a_slow_phase_nothing_is_refused_that_can_be_done(clock: Clock) ->
     until = clock.now + 30
     machine.speed = lambda at_once: 700.0
     while clock.now < until:
-        assert "tokens/s of now" in given_up(machine, 60_000, 29.75)
+        assert "at the present speed of" in given_up(machine, 60_000, 29.75)
     machine.speed = lambda at_once: 7000.0
     assert [machine.serve(runs_of(60_000), 29.75) for _ in range(10)] == [None] * 10
 
