@@ -224,7 +224,7 @@ def test_publishing_and_removing(
     outputs = cloud.deploy("embeddings", template, start, efs)
     bucket = outputs["ArtifactBucketName"]
     variables = {**aws_variables(cloud, tmp_path), "BUCKET": bucket, "PYTHONPATH": str(ROOT)}
-    publishing, removing = re.split(r"^(?=# All of it)", block("sam delete"), flags=re.MULTILINE)
+    publishing, removing = re.split(r"^(?=# Remove everything)", block("sam delete"), flags=re.MULTILINE)
 
     for version in int8_only[1]:
         (folder / "build" / "ml-models" / MODEL_NAME / "current").write_text(version)
