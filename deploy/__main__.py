@@ -34,7 +34,7 @@ def main(command_line: Sequence[str] | None = None) -> int:
         print(f"deploy: cannot read {error.filename or arguments.output}: {error.strerror}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("deploy: interrupted: run it again, it goes on where it was", file=sys.stderr)
+        print("deploy: interrupted: run it again, it continues where it stopped", file=sys.stderr)
         return 130
     return 0
 
@@ -44,22 +44,30 @@ def _parse_arguments(command_line: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m deploy", description="Publish versions of the model to a deployed stack, and switch them."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    publishing = commands.add_parser("publish", help="upload the version in use here, and put it into use there")
+    publishing = commands.add_parser("publish", help="upload the version in use here, and put it into use in the stack")
     listing = commands.add_parser("list", help="show the versions that the stack has")
-    rollback = commands.add_parser("rollback", help="put a version into use that the stack has")
+    rollback = commands.add_parser("rollback", help="put another version of the stack into use")
     rollback.add_argument("version", metavar="VERSION")
     for each in (publishing, listing, rollback):
         where = each.add_mutually_exclusive_group(required=True)
-        where.add_argument("--stack", metavar="NAME", help="name of the deployed template.yaml's stack, in AWS_REGION")
-        where.add_argument("--bucket", metavar="NAME", help="instead of a stack: where the versions go")
+        where.add_argument("--stack", metavar="NAME", help="name of the deployed stack, in AWS_REGION")
+        where.add_argument("--bucket", metavar="NAME", help="instead of a stack: the bucket for the versions")
         each.add_argument("--loader", metavar="FUNCTION", help="with --bucket: the function that puts them into use")
-        each.add_argument("--output", type=Path, default=Path("build/ml-models"), metavar="DIR", help="%(default)s")
-        each.add_argument("--model", default="all-MiniLM-L6-v2", metavar="NAME", help="its folder; %(default)s")
+        each.add_argument(
+            "--output",
+            type=Path,
+            default=Path("build/ml-models"),
+            metavar="DIR",
+            help="models here; default: %(default)s",
+        )
+        each.add_argument("--model", default="all-MiniLM-L6-v2", metavar="NAME", help="default: %(default)s")
     publishing.add_argument(
-        "--precision", type=precisions, metavar="int8[,fp32]", help="only these; default: all of the version"
+        "--precision", type=precisions, metavar="int8[,fp32]", help="publish only these; default: all of the version"
     )
     for each in (publishing, rollback):
-        each.add_argument("--restart", action="store_true", help="replace the environments that are running")
+        each.add_argument(
+            "--restart", action="store_true", help="replace running environments, which otherwise keep their version"
+        )
     return parser.parse_args(command_line)
 
 

@@ -1,11 +1,11 @@
 """What `sam build` gives to Lambda: `python -m deploy.package function|loader|model FOLDER`.
 
-function  the handler with its wheels, without what they do not need at run time, compiled
-loader    what copies models from S3 to EFS
-model     the INT8 model, as a layer for where it is not on EFS
+function  the handler and its wheels, compiled, without the parts of wheels that it does not use
+loader    the function that copies models from S3 to EFS
+model     the INT8 model as a layer, for stacks without EFS
 
-From any machine and for each of Lambda's processors: wheels are unpacked, not run. The same sources give the same
-bytes.
+Works on any machine for each of Lambda's processors, since wheels are unpacked, not run. The same sources give the
+same bytes.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from kernels import library
 ROOT = Path(__file__).parents[1]
 MODEL_FOLDER = ROOT / "build" / "ml-models" / "all-MiniLM-L6-v2"
 ARCHITECTURES = {"x86_64": "x86_64", "arm64": "aarch64"}
-"""Lambda's names -> those of wheels."""
+"""Lambda's name of a processor -> its name in wheels."""
 LAMBDA_PYTHON = "3.13"
 OWN_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 GLIBC = ("_2_34", "_2_31", "_2_28", "_2_27", "_2_17", "2014")
-"""C libraries, Amazon Linux 2023's (2.34) and older: pip takes a platform literally and not as "or older"."""
+"""C libraries, Amazon Linux 2023's (2.34) and older ones: pip matches a platform exactly, without "or older"."""
 
 
 def package(target: Path, python: str | None = None, architecture: str | None = None) -> None:
@@ -52,7 +52,7 @@ def package(target: Path, python: str | None = None, architecture: str | None = 
 
 
 def package_loader(target: Path, python: str | None = None, architecture: str | None = None) -> None:
-    """As `package`, of the loader, for which Lambda's own boto3 and the reader of manifests are enough."""
+    """Like `package`, for the loader, which needs only orjson beside Lambda's own boto3."""
     compiler = interpreter(python or OWN_PYTHON)
     _install_wheels(target, python or OWN_PYTHON, architecture, only="orjson")
     _copy_sources(target, "loader")
@@ -66,7 +66,7 @@ def package_model(target: Path, model_folder: Path) -> None:
     Raises DeployError if it cannot be read or is damaged.
     """
     from artifact.manifest import CURRENT, MANIFEST, ArtifactError, open_artifact
-    from export.manifest import reduced  # here, since all else needs nothing but Python
+    from export.manifest import reduced  # here, since the other packages need nothing but Python
 
     try:
         artifact = open_artifact(model_folder)
@@ -104,9 +104,9 @@ def _processor(architecture: str | None) -> str:
 
 
 def _compile(target: Path, interpreter: str) -> None:
-    # Unchecked: what unzips the package gives the sources other times, and a time that differs costs a compilation.
-    # Without docstrings and assertions, which every start would read for nothing.
-    # From inside the folder, so that no path of this machine is in the bytecode.
+    # unchecked-hash: unzipping changes the sources' times, and Python would compile them again for that.
+    # -o 2: without docstrings and assertions, which every start would read for nothing.
+    # cwd: so that no path of this machine is in the bytecode.
     command = [interpreter, "-m", "compileall", "-q", "-o", "2", "--invalidation-mode", "unchecked-hash", "."]
     ran = subprocess.run(  # noqa: S603
         command, cwd=target, capture_output=True, text=True, check=False, env=_reproducible()
@@ -144,21 +144,21 @@ def interpreter(python: str) -> str:
         if probe.returncode == 0:
             return path
     raise DeployError(
-        f"there is no python{python} to compile the package with, without which every cold start would do it: install "
-        f"it (uv python install {python}, pyenv install {python}, or your system's packages) and put it on PATH"
+        f"there is no python{python}, which must compile the package lest every cold start does: install it "
+        f"(uv python install {python}, pyenv install {python}, or your system's packages) and put it on PATH"
     )
 
 
 def _reproducible() -> dict[str, str]:
-    """Variables without which sets in bytecode have another order in each build."""
+    """The environment, with variables that give sets in bytecode the same order in each build."""
     return {**os.environ, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": ""}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m deploy.package", description="Build what Lambda runs.")
     parser.add_argument("what", choices=["function", "loader", "model"])
-    parser.add_argument("target", type=Path, help="folder, made or empty")
-    parser.add_argument("--python", default=LAMBDA_PYTHON, help="default: %(default)s")
+    parser.add_argument("target", type=Path, help="folder to write to, empty or not there yet")
+    parser.add_argument("--python", default=LAMBDA_PYTHON, help="Lambda's version; default: %(default)s")
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="x86_64", help="default: %(default)s")
     parser.add_argument("--model", type=Path, default=MODEL_FOLDER, metavar="DIR", help="default: %(default)s")
     parsed = parser.parse_args(arguments)

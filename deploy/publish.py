@@ -1,4 +1,4 @@
-"""A version of the model into a deployed stack: upload, load, and compare the vectors; and back to another one."""
+"""Publish a version of the model to a deployed stack: upload, load, compare the vectors; list versions, roll back."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ VERIFICATION_TRIES = 3
 
 @dataclass(frozen=True)
 class Version:
-    """A version to publish, or one that is in the stack already and that this machine may have too."""
+    """A version to publish, or one in the stack, which this machine may have too."""
 
     name: str
     manifest: Manifest | None = None
     folder: Path | None = None
-    """Where its files are on this machine."""
+    """The folder of its files on this machine; None if it is not here."""
 
 
 def publish(arguments: argparse.Namespace, deployment: Deployment, aws: Aws) -> None:
@@ -44,15 +44,15 @@ def publish(arguments: argparse.Namespace, deployment: Deployment, aws: Aws) -> 
         manifest, folder = _published(version)
         if deployment.precision and deployment.precision not in manifest.precisions:
             raise PublishError(
-                f"the function of stack {deployment.stack} runs {deployment.precision}, and version {version.name} has "
+                f"the function of stack {deployment.stack} runs {deployment.precision}, but version {version.name} has "
                 f"only {', '.join(manifest.precisions)}: build it with python -m export --precision int8,fp32, or "
                 "deploy the stack with another Precision"
             )
     with steps.step(f"upload version {version.name} to s3://{deployment.bucket}") as advance:
         sent = upload(aws.client("s3"), deployment.bucket, arguments.model, folder, manifest, advance)
-    print(f"{sent / 1e6:.1f} MB sent" if sent else "all of it was there already")
+    print(f"{sent / 1e6:.1f} MB sent" if sent else "all files were there already")
     if deployment.loader is None:
-        print("It is in the bucket alone: to put it into use, name the loader with --loader, or the stack with --stack")
+        print("It is only in the bucket: to put it into use, name the loader with --loader, or the stack with --stack")
         return
     with steps.step(f"load it with {deployment.loader}"):
         event = {"action": "load", "model": arguments.model, "version": version.name}
@@ -98,7 +98,7 @@ def _verify(
     aws: Aws,
     steps: Steps,
 ) -> None:
-    """Ask the deployed function, and say what it answers with."""
+    """Ask the deployed function for its version and vectors, and print how they compare."""
     if arguments.restart:
         with steps.step("replace all environments of the function (some minutes, where traffic moves step by step)"):
             if deployment.stack is None:
@@ -121,7 +121,7 @@ def _verify(
 def _compare(function: str, version: Version, aws: Aws, advance: Any) -> tuple[Served, str]:
     """What the function serves, and in words how its vectors compare.
 
-    Raises PublishError if it serves the version and its vectors are others.
+    Raises PublishError if it serves the version but its vectors are different.
     """
     for attempt in range(VERIFICATION_TRIES):
         advance(attempt, VERIFICATION_TRIES)
@@ -136,15 +136,15 @@ def _compare(function: str, version: Version, aws: Aws, advance: Any) -> tuple[S
         difference, outcome = _difference(vectors, Embedder.load(version.folder, served.precision))
         if not difference:
             return served, outcome
-        # It may be that an environment with another version gave them.
+        # An environment with another version may have answered.
     raise PublishError(
-        f"{function} serves {served.version}, and {difference}: see whether its package is of this source (sam build, "
-        "sam deploy); python -m deploy rollback VERSION goes back"
+        f"{function} serves {served.version}, and {difference}: check that its package was built from this source "
+        "(sam build, sam deploy); to go back: python -m deploy rollback VERSION"
     )
 
 
 def _difference(vectors: np.ndarray, embedder: Embedder) -> tuple[str, str]:
-    """In words, how vectors differ from those of this machine; empty if they do not. And how they agree."""
+    """Two texts: how the vectors differ from this machine's, empty if they do not; and how they agree."""
     expected = embedder.embed(VERIFICATION_TEXTS).vectors
     count = len(VERIFICATION_TEXTS)
     precision = embedder.manifest.precisions[embedder.precision]
@@ -160,7 +160,7 @@ def _difference(vectors: np.ndarray, embedder: Embedder) -> tuple[str, str]:
 
 
 def _local_version(model_folder: Path, precisions: Sequence[str] | None) -> Version:
-    """The version in use, every byte checked, or of it some precisions, as a version of their own."""
+    """The version in use, after checking every byte, or a version with only some of its precisions."""
     artifact = open_artifact(model_folder)
     artifact.check_digests()
     manifest = artifact.manifest
@@ -191,7 +191,7 @@ def _tell_result(result: dict[str, Any]) -> None:
 
 def _loader(deployment: Deployment, option: str) -> str:
     if deployment.loader is None:
-        raise PublishError(f"{option} asks the stack's loader: name it with --loader, or the stack with --stack")
+        raise PublishError(f"{option} needs the stack's loader: name it with --loader, or the stack with --stack")
     return deployment.loader
 
 
@@ -201,8 +201,8 @@ def _restart_command(arguments: argparse.Namespace) -> str:
 
 
 def _curl(deployment: Deployment) -> str:
-    """A signed request. Temporary credentials, as those of roles are, have a token; without one there must be no header
-    for it, as curl signs an empty one and does not send it.
+    """A signed request. Temporary credentials, such as a role's, have a token. Without one there must be no header for
+    it, since curl would sign an empty header but not send it.
     """
     return (
         f'curl --aws-sigv4 "aws:amz:{deployment.region}:lambda" --user "$AWS_ACCESS_KEY_ID:$AWS_SECRET_ACCESS_KEY" '

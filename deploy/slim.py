@@ -1,4 +1,4 @@
-"""Wheels without what the function never uses. A cold start pays for every module that an import brings along."""
+"""Removes from wheels what the function never uses. A cold start pays for every module that an import brings along."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ UNUSED = (
     "onnxruntime/tools",
     "onnxruntime/transformers",
 )
-"""What no import of the handler reaches. The library libonnxruntime.so is for C programs: Python has its own copy."""
+"""Files that no import of the handler reads. libonnxruntime.so is for C programs: Python has a copy of its own."""
 
 REPLACED = {
     "numpy/__init__.py": '''"""numpy as far as the function uses it: arrays, their types and ufuncs."""
@@ -66,11 +66,11 @@ from ._version import NumpyVersion
     "numpy/_core/_add_newdocs.py": "",
     "numpy/_core/_add_newdocs_scalars.py": "",
 }
-"""Modules that are written anew. Numpy's own first one imports all its parts, and multiplies by BLAS as a test."""
+"""Modules that are replaced. Numpy's own __init__ imports all its parts, and multiplies by BLAS as a test."""
 
 
 class Change(NamedTuple):
-    """A place in a module's source, which must be there once, and what takes it."""
+    """Text in a module's source, which must be there once, and its replacement."""
 
     module: str
     old: str
@@ -78,22 +78,22 @@ class Change(NamedTuple):
 
 
 CHANGES = (
-    # What `inspect` finds out there of each of numpy's functions is for people who read it.
+    # `inspect` is used for the docstrings and signatures of numpy's functions, which only people read.
     Change("numpy/_core/overrides.py", "import inspect\n", ""),
     Change("numpy/_core/overrides.py", "        if verify:\n", "        if False:\n"),
     Change("numpy/_core/overrides.py", "        if docs_from_dispatcher and", "        if False and"),
     Change("numpy/_core/overrides.py", "        if not verify and not getattr(", "        if False and not getattr("),
     Change("numpy/_core/function_base.py", "import inspect\n", ""),
     Change("numpy/_core/function_base.py", "    doc = inspect.cleandoc(doc)\n", "    return\n"),
-    # Imported where they are used, which is not here.
+    # Imported only where they are used, which the function never does.
     Change("numpy/_core/_internal.py", "import ast\n", ""),
     Change("numpy/_core/_internal.py", "ast.literal_eval(", '__import__("ast").literal_eval('),
     Change("numpy/_core/_methods.py", "import pickle\n", ""),
     Change("numpy/_core/_methods.py", "        pickle.dump(", '        __import__("pickle").dump('),
     Change("numpy/_core/_methods.py", "    return pickle.dumps(", '    return __import__("pickle").dumps('),
-    # Numpy does without it.
+    # Numpy can do without ctypes.
     Change("numpy/_core/_internal.py", "    import ctypes\n", "    raise ImportError\n"),
-    # Of dataclasses orjson wants a single type, by which it knows their fields; it is given none here.
+    # From dataclasses orjson takes one type, to recognise fields; a stub is enough, as no dataclasses are written here.
     Change(
         "orjson/__init__.py",
         "from .orjson import *\n",
@@ -110,28 +110,30 @@ BLAS = "libscipy_openblas"
 
 
 def slim(target: Path) -> None:
-    """Take from wheels that are unpacked into `target` what the function does not need.
+    """Remove from wheels that are unpacked into `target` what the function does not need.
 
-    Raises DeployError if a module is not what it was in the version that this was written for.
+    Raises DeployError if a module differs from the version that this was written for.
     """
     for pattern in UNUSED:
         for path in list(target.glob(pattern)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
     for name, source in REPLACED.items():
         if not (target / name).exists():
-            raise DeployError(f"there is no {name} any more, which deploy/slim.py replaces: adapt it")
+            raise DeployError(f"{name}, which deploy/slim.py replaces, does not exist any more: adapt deploy/slim.py")
         (target / name).write_text(source, "utf-8")
     for change in CHANGES:
         path = target / change.module
         source = path.read_text("utf-8") if path.exists() else ""
         if source.count(change.old) != 1:
-            raise DeployError(f"{change.module} has not once {change.old!r}, which deploy/slim.py changes: adapt it")
+            raise DeployError(
+                f"{change.module} must have {change.old!r} once, which deploy/slim.py changes: adapt deploy/slim.py"
+            )
         path.write_text(source.replace(change.old, change.new), "utf-8")
     _leave_out_blas(target)
 
 
 def _leave_out_blas(target: Path) -> None:
-    """Put an empty library into the place of OpenBLAS, and remove what only that needs."""
+    """Replace OpenBLAS by an empty library, and remove the libraries that only OpenBLAS needs."""
     (openblas,) = (target / "numpy.libs").glob(f"{BLAS}*.so*")
     users = [path for path in target.glob("numpy/**/*.so") if openblas.name.encode() in path.read_bytes()]
     symbols = sorted({name for user in users for name in undefined_symbols(user) if name.startswith("scipy_")})

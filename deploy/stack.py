@@ -1,6 +1,6 @@
-"""A deployed stack, as publishing needs it: what it has put where, how to ask its functions, and AWS's errors in words.
+"""A deployed stack, as publishing needs it: names of its resources, calls of its functions, and AWS's errors in words.
 
-What the caller's credentials must allow: cloudformation:DescribeStacks on the stack; s3:GetObject, s3:PutObject and
+The caller's credentials must allow: cloudformation:DescribeStacks on the stack; s3:GetObject, s3:PutObject and
 s3:ListBucket on the bucket; lambda:InvokeFunction on the loader and on the function's alias. `restart` alone needs
 more: cloudformation:GetTemplate and cloudformation:UpdateStack, and, unless the stack has a service role, what a
 deployment needs.
@@ -25,14 +25,14 @@ from botocore.config import Config
 from deploy import DeployError
 
 GENERATION = "MODEL_GENERATION"
-"""The function's environment variable whose value means nothing: a new one makes a new version of the function."""
+"""Environment variable that the function does not read: a new value makes a new version of the function."""
 RESTART_SECONDS = 1800.0
 POLL_SECONDS = 3.0
 
 _GENERATION_LINE = re.compile(rf"""(["']?\b{GENERATION}["']?\s*:\s*)("[^"]*"|'[^']*'|[\w.-]+)""")
 _DONE = ("UPDATE_COMPLETE", "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS")
 _CONFIG = Config(connect_timeout=10, retries={"mode": "standard", "total_max_attempts": 3})
-# A load takes minutes, and is the same if it is asked for twice.
+# A load takes minutes. Asking for it twice does no harm.
 _INVOKE_CONFIG = _CONFIG.merge(Config(read_timeout=910, tcp_keepalive=True))
 
 
@@ -41,28 +41,28 @@ class PublishError(DeployError):
 
 
 class FunctionFailedError(PublishError):
-    """A deployed function ended with an error of its own."""
+    """A deployed function raised an error."""
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """Where a stack has what publishing needs."""
+    """Names of what publishing needs of a stack."""
 
     region: str
     bucket: str
     loader: str | None
-    """Name of the loader function; None if nobody has told."""
+    """Name of the loader function; None if it was not given."""
     function: str | None = None
     """The alias of the function that embeds; None if no stack was named."""
     url: str | None = None
     stack: str | None = None
     precision: str | None = None
-    """Which the function runs."""
+    """Precision that the function runs."""
 
 
 @dataclass(frozen=True)
 class Served:
-    """What the deployed function says of itself."""
+    """What the deployed function's `GET /info` says."""
 
     model: str
     version: str
@@ -74,7 +74,7 @@ class Aws:
 
     def __init__(self) -> None:
         with aws_errors("use your AWS profile"):
-            # AWS's other tools know AWS_REGION too, boto3 does not.
+            # Unlike AWS's other tools, boto3 does not read AWS_REGION.
             self._session = boto3.Session(region_name=os.environ.get("AWS_REGION") or None)
         if not self._session.region_name:
             raise PublishError(
@@ -83,7 +83,7 @@ class Aws:
         self.region: str = self._session.region_name
 
     def account(self) -> str:
-        """Number of the account that the credentials are of."""
+        """Number of the credentials' account."""
         with aws_errors("sign in to AWS"):
             return str(self.client("sts").get_caller_identity()["Account"])
 
@@ -97,15 +97,15 @@ class Aws:
         outputs = {output["OutputKey"]: output["OutputValue"] for output in found.get("Outputs", ())}
         if outputs.get("ModelStorage") == "package":
             raise PublishError(
-                f"stack {stack} has the model in the function's package (ModelStorage=package), there is nothing to "
-                "publish to: deploy it again with the model that you have (make model, sam build, sam deploy), or with "
+                f"stack {stack} has the model in the function's package (ModelStorage=package), so nothing can be "
+                "published to it: deploy it again with your model (make model, sam build, sam deploy), or with "
                 "ModelStorage=efs"
             )
         missing = [name for name in ("ArtifactBucketName", "LoaderName", "FunctionAlias", "Url") if name not in outputs]
         if missing:
             raise PublishError(
                 f"stack {stack}, now {found['StackStatus']}, has no output {', '.join(missing)}: wait until it is "
-                "deployed, or deploy it anew with this project's template.yaml"
+                "deployed, or deploy it again with this project's template.yaml"
             )
         parameters = {each["ParameterKey"]: each.get("ParameterValue") for each in found.get("Parameters", ())}
         return Deployment(
@@ -147,13 +147,13 @@ class Aws:
         return self.invoke(function, {"texts": list(texts)})["embeddings"]
 
     def restart(self, stack: str, bucket: str, generation: str) -> None:
-        """Replace all environments of the function, by a version of it that differs in MODEL_GENERATION alone.
+        """Replace all environments of the function, by a new version of it that differs only in MODEL_GENERATION.
 
-        Published versions of a function never change, and no call ends environments that run: only a new version has
-        new ones. Made by CloudFormation and not by PublishVersion and UpdateAlias, so that traffic moves, is watched
-        and moved back as in a deployment, and the alias is where the next deployment's CodeDeploy expects it. The
-        template is changed and not a parameter, because SAM names versions by the template's text (issue 3820 of
-        aws/serverless-application-model), and the template before the transformation, as that alone is transformed.
+        No call ends running environments, and published versions of a function never change: only a new version gets
+        new environments. CloudFormation makes it, not PublishVersion and UpdateAlias, so that traffic is shifted,
+        watched and shifted back as in a deployment, and the alias is where the next deployment's CodeDeploy expects it.
+        The template is changed, not a parameter, because SAM names versions by the template's text (issue 3820 of
+        aws/serverless-application-model); and the original template, since only that is transformed.
         """
         client = self.client("cloudformation")
         with aws_errors(f"restart the function of stack {stack}"):
@@ -180,8 +180,8 @@ class Aws:
             status, reason = found["StackStatus"], found.get("StackStatusReason", "")
             if not status.endswith("_IN_PROGRESS") or "ROLLBACK" in status:
                 raise PublishError(
-                    f"the restart failed, stack {stack} is {status} ({reason}): its old environments go on; see the "
-                    f"stack's events: aws cloudformation describe-stack-events --stack-name {stack}"
+                    f"the restart failed, stack {stack} is {status} ({reason}): its old environments keep running; see "
+                    f"the stack's events: aws cloudformation describe-stack-events --stack-name {stack}"
                 )
             if time.monotonic() > deadline:
                 raise PublishError(f"stack {stack} is {status} after {RESTART_SECONDS:.0f} s: see the stack's events")
@@ -197,7 +197,7 @@ class Aws:
 
 
 def with_generation(template: str | Mapping[str, Any], generation: str) -> str:
-    """A template with another value of MODEL_GENERATION. boto3 gives a template in JSON as a mapping.
+    """A template with a new value of MODEL_GENERATION. boto3 returns a template in JSON as a mapping.
 
     >>> with_generation("Variables:\\n  MODEL_GENERATION: '0'\\n", "v2")
     'Variables:\\n  MODEL_GENERATION: "v2"\\n'
@@ -206,29 +206,29 @@ def with_generation(template: str | Mapping[str, Any], generation: str) -> str:
     text, found = _GENERATION_LINE.subn(lambda match: f'{match[1]}"{generation}"', text)
     if found != 1:
         raise PublishError(
-            f"the stack's template sets {GENERATION} {found} times, not once: deploy the stack anew with this "
-            "project's template.yaml, and all environments take the version in use"
+            f"the stack's template sets {GENERATION} {found} times, not once: deploy the stack again with this "
+            "project's template.yaml; that replaces all environments too"
         )
     return text
 
 
 _CREDENTIALS = "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or sign in with: aws sso login"
-_NETWORK = "see whether this machine reaches AWS, and whether AWS_REGION is a region"
+_NETWORK = "check that this machine reaches AWS, and that AWS_REGION is a region"
 _REMEDIES: Mapping[type[Exception], str] = {
     boto.NoCredentialsError: _CREDENTIALS,
     boto.PartialCredentialsError: _CREDENTIALS,
     boto.CredentialRetrievalError: _CREDENTIALS,
     boto.SSOError: "sign in with: aws sso login",
-    boto.ProfileNotFound: "set AWS_PROFILE to one that aws configure list-profiles names",
+    boto.ProfileNotFound: "set AWS_PROFILE to a name from: aws configure list-profiles",
     boto.NoRegionError: "set AWS_REGION to the stack's, such as us-east-1",
     boto.ConnectionError: _NETWORK,
     boto.HTTPClientError: _NETWORK,
-    boto.ParamValidationError: "give the name that the stack's outputs have",
+    boto.ParamValidationError: "use the name from the stack's outputs",
 }
 _CODE_REMEDIES: Mapping[str, str] = {
     **dict.fromkeys(
         ("AccessDenied", "AccessDeniedException", "403"),
-        "your credentials must allow what the first lines of deploy/stack.py list",
+        "your credentials need the permissions that the first lines of deploy/stack.py list",
     ),
     **dict.fromkeys(
         (
@@ -237,15 +237,15 @@ _CODE_REMEDIES: Mapping[str, str] = {
         ),
         _CREDENTIALS,
     ),
-    **dict.fromkeys(("NoSuchBucket", "404"), "give the stack's output ArtifactBucketName as --bucket, or --stack"),
-    "ResourceNotFoundException": "give the stack's output LoaderName as --loader, or --stack",
+    **dict.fromkeys(("NoSuchBucket", "404"), "give the stack's output ArtifactBucketName as --bucket, or use --stack"),
+    "ResourceNotFoundException": "give the stack's output LoaderName as --loader, or use --stack",
     "TooManyRequestsException": "all environments are busy: run it again later",
 }
 
 
 @contextmanager
 def aws_errors(doing: str, remedies: Mapping[str, str] | None = None) -> Iterator[None]:
-    """boto3's errors in one sentence. `remedies` are for codes that mean something of their own in this call."""
+    """Turn boto3's errors into a PublishError of one sentence. `remedies` are for codes of this call in particular."""
     try:
         yield
     except boto.ClientError as error:
@@ -262,7 +262,7 @@ def _in_a_line(error: Exception) -> str:
 
 
 def main() -> int:
-    """Say where a deployment goes, or, before anything is built for it, what is missing."""
+    """Before anything is built, print where a deployment goes, or what it lacks."""
     try:
         aws = Aws()
         print(f"deploying to account {aws.account()} in {aws.region}")

@@ -1,7 +1,7 @@
-"""A shared library that has the functions of another by name alone: whoever calls one is told so, and ended.
+"""A stub of a shared library: it has the functions' names, and a call of one prints a message and ends the process.
 
-numpy's wheels bring OpenBLAS, 28 MB that onnxruntime and the handler never call. numpy's own modules are linked to it,
-so that a library of that name with those functions must be there.
+numpy's wheels bring OpenBLAS, 28 MB that onnxruntime and the handler never call. But numpy's own modules are linked to
+it, so a library of that name with those functions must be there.
 
 Format: "System V Application Binary Interface", chapters 4 and 5 (ELF-64), as glibc's dynamic linker reads it: a text
 segment with symbols and code, and a data segment with the dynamic section, which the linker writes to.
@@ -24,7 +24,7 @@ _SHT_DYNSYM = 11
 
 
 def undefined_symbols(library: Path) -> list[str]:
-    """The symbols that an ELF-64 library takes from others."""
+    """The symbols that an ELF-64 library imports from others."""
     content = library.read_bytes()
     sections_at, size, count = _unpack("<Q", content, 40)[0], *_unpack("<HH", content, 58)
     sections = [_unpack("<IIQQQQIIQQ", content, sections_at + size * index) for index in range(count)]
@@ -96,7 +96,7 @@ def stub_library(name: str, symbols: Sequence[str], processor: int) -> bytes:
 
 
 def _hash_table(symbols: Sequence[str]) -> bytes:
-    """One bucket, in which the symbols follow each other: they are looked up once each."""
+    """A hash table of one bucket with all symbols: each is looked up only once."""
     count = len(symbols)
     words = [1, count + 1, min(count, 1), 0, *range(2, count + 1), 0][: 4 + count]
     return struct.pack(f"<{len(words)}I", *words).ljust(-(-len(words) // 2) * 8, b"\0")

@@ -1,4 +1,4 @@
-"""A version's files to S3: what is there already stays, and S3 refuses what arrives changed."""
+"""Uploads a version's files to S3. Files that are there already are skipped, and S3 refuses what arrives damaged."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from export.progress import Advance
 
 
 def upload(client: Any, bucket: str, model: str, folder: Path, manifest: Manifest, advance: Advance) -> int:
-    """Put the files of a version, and the manifest last: whoever finds a manifest finds all that it lists.
+    """Upload the files of a version, the manifest last: whoever finds a manifest finds all that it lists.
 
     Returns the bytes sent. Raises PublishError.
     """
@@ -55,13 +55,13 @@ def _is_there(client: Any, bucket: str, key: str, size: int, checksum: str) -> b
 
 
 def _put(client: Any, bucket: str, key: str, body: object, checksum: str) -> None:
-    # In one piece: of several S3 would only keep a checksum of their checksums. It takes up to 5 GB.
+    # In one piece, up to 5 GB: for several parts S3 would only keep a checksum of their checksums.
     with aws_errors(f"write s3://{bucket}/{key}"):
         client.put_object(Bucket=bucket, Key=key, Body=body, ChecksumAlgorithm="SHA256", ChecksumSHA256=checksum)
 
 
 class _Watched:
-    """A file that says how far it has been read."""
+    """A file that reports how far it has been read."""
 
     def __init__(self, file: IO[bytes], tell: Callable[[int], None]) -> None:
         self._file = file

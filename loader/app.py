@@ -2,8 +2,8 @@
 
 Events, with plain names as MODEL and VERSION, and what they return:
 
-    {"action": "load", "model": MODEL, "version": VERSION}   copy it from the bucket, and put it into use
-    {"action": "use", "model": MODEL, "version": VERSION}    put a version into use that is on the file system
+    {"action": "load", "model": MODEL, "version": VERSION}   copy a version from the bucket, and put it into use
+    {"action": "use", "model": MODEL, "version": VERSION}    put a version that is on the file system into use
     {"action": "list", "model": MODEL}                       the versions on the file system
     {"action": "prune", "model": MODEL, "keep": N}           remove all but the one in use and the N newest others
 
@@ -37,15 +37,15 @@ from loader.errors import (
 )
 
 LOCK_SECONDS = 30.0
-"""How long a call waits for another one that writes to the same model: some hundred megabytes are copied in it."""
+"""How long a call waits for another one that writes to the same model: long enough to copy some hundred megabytes."""
 
 KEEP_VERSIONS = 3
 """Versions beside the one in use that `load` keeps, unless KEEP_VERSIONS says otherwise.
 
 A running environment has mapped the files of the version that it started with, maybe hours ago. NFS, unlike a local
 disk, does not keep deleted files for those who have them open: the next read of a page that is not in memory fails
-(ESTALE), which ends the process with SIGBUS. So old versions are kept for as long as environments may live, and with
-them what `load` has replaced in them because it was damaged.
+(ESTALE), which ends the process with SIGBUS. So old versions are kept as long as environments may live, including their
+damaged files that `load` has replaced.
 """
 
 
@@ -61,7 +61,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Settings:
-    """What the environment says."""
+    """The environment variables."""
 
     models: Path
     """MODEL_CACHE_DIR, where the file system is mounted."""
@@ -70,13 +70,13 @@ class Settings:
 
     @classmethod
     def from_environment(cls) -> Settings:
-        """Raises ConfigurationError, or StorageError if the file system is not mounted."""
+        """Read the environment. Raises ConfigurationError, or StorageError if the file system is not mounted."""
         keep = os.environ.get("KEEP_VERSIONS", "") or str(KEEP_VERSIONS)
         if not keep.isdecimal():
             raise ConfigurationError(f"KEEP_VERSIONS is {keep!r}: set it to a whole number from 0, or leave it unset")
         models = Path(os.environ.get("MODEL_CACHE_DIR", "/mnt/ml-models"))
         if not models.is_dir():
-            raise StorageError(f"MODEL_CACHE_DIR is {models}, which is no folder: set it to where EFS is mounted")
+            raise StorageError(f"MODEL_CACHE_DIR is {models}, which is not a folder: set it to where EFS is mounted")
         return cls(models, int(keep))
 
 
@@ -123,14 +123,14 @@ def load(request: Request, settings: Settings) -> dict[str, Any]:
                 raise ObjectCorruptError(f"version {request.version} cannot be opened: {error}: {AGAIN}") from error
         else:
             store.switch_current(folder, request.version)
-        # Environments that run have the previous version, however old it is: where none is known it may be any of them.
+        # Running environments have the previous version, however old. If it is not known, it may be any, so none goes.
         removed, _ = store.prune(folder, settings.keep, protected=previous) if previous else ([], [])
     size = sum(entry.size for entry in manifest.files.values())
     return {"version": request.version, "previous": previous, "copied": copied, "size": size, "removed": removed}
 
 
 def use(request: Request, settings: Settings) -> dict[str, Any]:
-    """Put a version into use that is on the file system, after reading all of it."""
+    """Put a version that is on the file system into use, after checking every byte."""
     folder = settings.models / request.model
     if request.version not in store.names(folder):
         has = ", ".join(store.names(folder)) or "none"
@@ -150,7 +150,7 @@ def use(request: Request, settings: Settings) -> dict[str, Any]:
 
 
 def list_versions(request: Request, settings: Settings) -> dict[str, Any]:
-    """The versions on the file system, newest first, every file of which has been read."""
+    """The versions on the file system, newest first, after checking every byte of them."""
     folder = settings.models / request.model
     found = sorted((store.describe(folder, name) for name in store.names(folder)), key=lambda each: each.created)
     versions = [
@@ -168,7 +168,7 @@ def list_versions(request: Request, settings: Settings) -> dict[str, Any]:
 
 
 def prune(request: Request, settings: Settings) -> dict[str, Any]:
-    """Remove versions, and what killed copies left; `problems` tells what could not be removed."""
+    """Remove versions, and what killed copies left; `problems` lists what could not be removed."""
     folder = settings.models / request.model
     if not folder.is_dir():
         return {"removed": [], "leftovers": 0, "problems": []}
@@ -194,21 +194,21 @@ _FIELDS: Mapping[str, tuple[str, ...]] = {
 
 
 def _parse(event: Any) -> Request:
-    """The event, checked wholly. Raises InvalidRequestError."""
+    """Check the whole event. Raises InvalidRequestError."""
     action = event.get("action") if isinstance(event, dict) else None
     if not isinstance(action, str) or action not in ACTIONS:
         raise InvalidRequestError(f"the event's action is {_short(action)}, not one of {', '.join(ACTIONS)}")
     fields = _FIELDS[action]
     for name in [*fields, *event]:
         if name not in event or name not in fields:
-            problem = "is not one of them" if name in event else "is missing"
+            problem = "is unknown" if name in event else "is missing"
             raise InvalidRequestError(f"{action} takes the fields {', '.join(fields)}: {_short(name)} {problem}")
     for name in ("model", "version"):
         value = event.get(name, "none")
         if not isinstance(value, str) or not is_name(value):  # which keeps paths out
             raise InvalidRequestError(
-                f"{name} is {_short(value)}: letters, digits, and inside also . - _ make a name, "
-                f"but not {CURRENT} or what Windows reserves, such as NUL"
+                f"{name} is {_short(value)}: use letters and digits, inside also . - _, "
+                f"but not {CURRENT} or a name that Windows reserves, such as NUL"
             )
     keep = event.get("keep", 0)
     if type(keep) is not int or keep < 0:
@@ -229,7 +229,7 @@ def _artifact_bucket() -> str:
 
 @contextmanager
 def _storage_errors(models: Path) -> Iterator[None]:
-    """What the system says of the file system, as the loader's errors."""
+    """Turn the system's errors about the file system into the loader's."""
     try:
         yield
     except (LoaderError, store.StoreError):
@@ -246,4 +246,4 @@ def _storage_errors(models: Path) -> Iterator[None]:
                 f"{where} cannot be written to ({error.strerror}): the loader's role needs "
                 "elasticfilesystem:ClientWrite, and the access point's user must own the folder"
             ) from error
-        raise StorageError(f"{where}: {error.strerror or error}: call again; if it lasts, see EFS's health") from error
+        raise StorageError(f"{where}: {error.strerror or error}: call again; if it stays, check EFS's state") from error

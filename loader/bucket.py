@@ -27,7 +27,7 @@ _CONFIG = Config(
     retries={"mode": "standard", "max_attempts": 3},
     # Bytes are compared with the manifest's SHA-256: S3's own checksum would cost as much again.
     response_checksum_validation="when_required",
-    # A gateway endpoint leads to the S3 of its region alone.
+    # A gateway endpoint leads only to its own region's S3.
     s3={"us_east_1_regional_endpoint": "regional"},
 )
 
@@ -41,19 +41,19 @@ class Bucket:
             self._client: Any = boto3.client("s3", config=_CONFIG)
 
     def manifest(self, model: str, version: str) -> tuple[Manifest, bytes]:
-        """The manifest of a version, checked wholly, and its bytes."""
+        """The checked manifest of a version, and its bytes."""
         key = f"{model}/{version}/{MANIFEST}"
         with self._errors(key):
             response = self._client.get_object(Bucket=self._name, Key=key)
             if response["ContentLength"] > MAX_MANIFEST_BYTES:
                 raise ObjectCorruptError(
-                    f"{self._url(key)} has {response['ContentLength']} bytes, no manifest: {AGAIN}"
+                    f"{self._url(key)} has {response['ContentLength']} bytes, too many for a manifest: {AGAIN}"
                 )
             content: bytes = response["Body"].read()
         try:
             manifest = parse_manifest(orjson.loads(content))
         except ValueError as error:
-            raise ObjectCorruptError(f"{self._url(key)} is no manifest: {error}: {AGAIN}") from error
+            raise ObjectCorruptError(f"{self._url(key)} is not a manifest: {error}: {AGAIN}") from error
         if manifest.version != version:
             raise ObjectCorruptError(f"{self._url(key)} is of another version, {manifest.version}: {AGAIN}")
         return manifest, content
@@ -86,7 +86,7 @@ class Bucket:
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:
-        """boto3's errors as the loader's."""
+        """Turn boto3's errors into the loader's."""
         try:
             yield
         except ClientError as error:
@@ -98,8 +98,8 @@ class Bucket:
             raise BucketError(f"cannot read {self._url(key)}: {error}: {self._remedy(code)}") from error
         except BotoCoreError as error:
             raise BucketError(
-                f"cannot read {self._url(key)}: {error}: if it lasts, see whether the loader's subnets reach S3, by a "
-                "gateway endpoint or NAT"
+                f"cannot read {self._url(key)}: {error}: if the error stays, check that the loader's subnets reach S3, "
+                "by a gateway endpoint or NAT"
             ) from error
 
     def _remedy(self, code: str) -> str:

@@ -1,4 +1,4 @@
-"""What can keep the loader from its work, one class a meaning: Lambda gives the caller class and message."""
+"""The loader's errors, one class for each meaning: Lambda passes class and message on to the caller."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ class LoaderError(Exception):
 
 
 class InvalidRequestError(LoaderError):
-    """The event asks for nothing that the loader does, or with a name that is none."""
+    """The event asks for an unknown action, has wrong fields, or a name that is not allowed."""
 
 
 class ConfigurationError(LoaderError):
@@ -16,7 +16,7 @@ class ConfigurationError(LoaderError):
 
 
 class BucketError(LoaderError):
-    """The bucket cannot be read: it is not there, forbidden or not reached."""
+    """The bucket cannot be read: it does not exist, or reading is forbidden or fails."""
 
 
 class ObjectMissingError(LoaderError):
@@ -24,7 +24,7 @@ class ObjectMissingError(LoaderError):
 
 
 class ObjectCorruptError(LoaderError):
-    """An object is not what the manifest says, or the manifest is none."""
+    """An object is not what the manifest says, or the manifest itself is invalid."""
 
 
 class VersionMissingError(LoaderError):

@@ -421,7 +421,7 @@ def test_list_tells_what_is_there(bucket: Any, efs: Path) -> None:
         ({"action": "remove"}, "action is 'remove'"),
         ({"action": ["load"]}, r"action is \['load'\]"),
         ({"action": "load", "model": MODEL_NAME}, "'version' is missing"),
-        ({"action": "list", "model": MODEL_NAME, "version": "v1"}, "'version' is not one of them"),
+        ({"action": "list", "model": MODEL_NAME, "version": "v1"}, "'version' is unknown"),
         ({"action": "list", "model": "../other"}, r"model is '\.\./other'"),
         ({"action": "list", "model": ""}, "model is ''"),
         ({"action": "load", "model": MODEL_NAME, "version": ".."}, r"version is '\.\.'"),
@@ -484,14 +484,14 @@ def test_objects_that_are_wrong_change_nothing(bucket: Any, efs: Path) -> None:
         (key, good + b"\0", errors.ObjectCorruptError, "has 3000001 bytes"),
         (key, None, errors.ObjectMissingError, f"s3://{BUCKET}/{key} does not exist: publish the version again"),
         (manifest_key, None, errors.ObjectMissingError, f"{manifest_key} does not exist"),
-        (manifest_key, b"{", errors.ObjectCorruptError, "is no manifest"),
+        (manifest_key, b"{", errors.ObjectCorruptError, "is not a manifest"),
         (
             manifest_key,
             manifest.replace(b'"dimensions": 384', b'"dimensions": 385'),
             errors.ObjectCorruptError,
             "crc32",
         ),
-        (manifest_key, bytes(1 << 20) + b"\0", errors.ObjectCorruptError, "has 1048577 bytes, no manifest"),
+        (manifest_key, bytes(1 << 20) + b"\0", errors.ObjectCorruptError, "has 1048577 bytes, too many for a manifest"),
         (
             manifest_key,
             change_manifest(manifest, escape),
@@ -543,7 +543,7 @@ def test_an_unreadable_bucket_is_named(bucket: Any, efs: Path, moto: str, monkey
     with pytest.raises(errors.BucketError, match=r"Forbidden.*must allow s3:GetObject and s3:ListBucket on artifacts"):
         load("v2")
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9")
-    with pytest.raises(errors.BucketError, match=r"Could not connect.*see whether the loader's subnets reach S3"):
+    with pytest.raises(errors.BucketError, match=r"Could not connect.*check that the loader's subnets reach S3"):
         load("v2")
     isolated(monkeypatch, AWS_ENDPOINT_URL_S3=moto, AWS_DEFAULT_REGION="us-east-1")
     with pytest.raises(errors.BucketError, match="Unable to locate credentials"):
@@ -560,7 +560,7 @@ def test_settings_that_cannot_be_used_are_named(efs: Path, monkeypatch: pytest.M
         call("list")
     monkeypatch.delenv("KEEP_VERSIONS")
     monkeypatch.setenv("MODEL_CACHE_DIR", str(efs / "absent"))
-    with pytest.raises(store.StorageError, match="absent, which is no folder: set it to where EFS is mounted"):
+    with pytest.raises(store.StorageError, match="absent, which is not a folder: set it to where EFS is mounted"):
         call("list")
 
 

@@ -105,7 +105,7 @@ def test_a_model_on_efs(account: Account, clone: Path, int8_only: tuple[Path, li
     ran = make_deploy(account, clone, ON_EFS)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert "No changes to deploy. Stack embeddings is up to date" in ran.stdout
-    assert "all of it was there already" in ran.stdout
+    assert "all files were there already" in ran.stdout
     assert account.outputs("embeddings") == outputs
 
 

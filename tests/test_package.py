@@ -103,8 +103,8 @@ print(orjson.dumps({
             lambda text: text.replace("import inspect\n", ""),
             r"once .import inspect",
         ),
-        ("orjson/__init__.py", lambda text: text * 2, r"orjson/__init__.py has not once 'from .orjson import"),
-        ("numpy/lib/__init__.py", None, r"there is no numpy/lib/__init__.py any more"),
+        ("orjson/__init__.py", lambda text: text * 2, r"orjson/__init__.py must have 'from .orjson import"),
+        ("numpy/lib/__init__.py", None, r"numpy/lib/__init__.py, .* does not exist any more"),
     ],
 )
 def test_wheels_that_have_changed_are_named(

@@ -149,7 +149,7 @@ def test_versions_come_into_use_and_go_back(deployed: Deployed, int8: Embedder) 
 
     status, out, _ = deployed.deploy()
     assert (status, deployed.modified()) == (0, uploaded)
-    assert "all of it was there already" in out
+    assert "all files were there already" in out
     assert f"version {first} was there already, in use" in out
 
     deployed.take(second)
@@ -226,7 +226,7 @@ def test_an_interrupted_upload_goes_on_where_it_was(deployed: Deployed, monkeypa
 
     monkeypatch.setattr("deploy.upload._put", interrupt)
     status, _, err = deployed.deploy()
-    assert (status, err) == (130, "deploy: interrupted: run it again, it goes on where it was\n")
+    assert (status, err) == (130, "deploy: interrupted: run it again, it continues where it stopped\n")
     before = deployed.modified()
     assert set(before) == {f"{MODEL_NAME}/{version}/{MODEL_FILES['int8']}"}
     assert not (deployed.efs / MODEL_NAME).exists()
@@ -261,7 +261,7 @@ def test_a_bucket_alone_only_gets_the_files(deployed: Deployed) -> None:
     assert not (deployed.efs / MODEL_NAME).exists()
     for command in (("list",), ("rollback", "v1")):
         status, _, err = deployed.deploy(command=command, where=("--bucket", deployed.bucket))
-        assert (status, "asks the stack's loader: name it with --loader" in err) == (1, True)
+        assert (status, "needs the stack's loader: name it with --loader" in err) == (1, True)
     status, _, err = deployed.deploy(
         "--restart", where=("--bucket", deployed.bucket, "--loader", deployed.outputs["LoaderName"])
     )
@@ -282,7 +282,7 @@ def test_other_vectors_are_found(deployed: Deployed, monkeypatch: pytest.MonkeyP
     status, _, err = deployed.deploy()
     assert status == 1
     assert "1 of 9 vectors are not this machine's to the bit" in err
-    assert "python -m deploy rollback VERSION goes back" in err
+    assert "to go back: python -m deploy rollback VERSION" in err
 
 
 def test_a_precision_that_the_function_needs_must_be_there(
@@ -292,7 +292,7 @@ def test_a_precision_that_the_function_needs_must_be_there(
     deployed.take(deployed.versions[0])
     status, _, err = deployed.deploy(where=("--stack", "float"))
     assert (status, deployed.modified()) == (1, {})
-    assert f"the function of stack float runs fp32, and version {deployed.versions[0]} has only int8: build it" in err
+    assert f"the function of stack float runs fp32, but version {deployed.versions[0]} has only int8: build it" in err
 
 
 def test_precision_reduces_the_version(
@@ -347,7 +347,7 @@ TO_STACK = ("publish", "--stack", STACK)
         (
             {"AWS_ENDPOINT_URL_CLOUDFORMATION": "http://127.0.0.1:9"},
             TO_STACK,
-            r"cannot find stack embeddings: Could not connect .*: see whether this machine reaches AWS",
+            r"cannot find stack embeddings: Could not connect .*: check that this machine reaches AWS",
         ),
         (
             {},
@@ -357,7 +357,7 @@ TO_STACK = ("publish", "--stack", STACK)
         (
             {},
             ("publish", "--bucket", "No Bucket"),
-            r"cannot look at s3://No Bucket/.*Invalid bucket name.*: give the name",
+            r"cannot look at s3://No Bucket/.*Invalid bucket name.*: use the name",
         ),
         (
             {},
@@ -437,7 +437,7 @@ def test_this_projects_template_is_what_publishing_expects() -> None:
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("Resources: {}\n", "sets MODEL_GENERATION 0 times, not once: deploy the stack anew"),
+        ("Resources: {}\n", "sets MODEL_GENERATION 0 times, not once: deploy the stack again"),
         ("MODEL_GENERATION: 0\nMODEL_GENERATION: 1\n", "sets MODEL_GENERATION 2 times"),
     ],
 )
@@ -450,7 +450,7 @@ def test_a_template_that_cannot_be_changed_is_refused(template: str, message: st
 def test_a_restart_that_is_rolled_back_is_told(status: str, cloud: Cloud, monkeypatch: pytest.MonkeyPatch) -> None:
     found = {"StackStatus": status, "StackStatusReason": "an alarm went off"}
     monkeypatch.setattr(stack.Aws, "_describe", lambda *arguments: found)
-    with pytest.raises(stack.PublishError, match=f"is {status} .an alarm went off.: its old environments go on"):
+    with pytest.raises(stack.PublishError, match=f"is {status} .an alarm went off.: its old environments keep running"):
         stack.Aws()._wait_for_update(STACK)
 
 
