@@ -42,8 +42,9 @@ def lambda_handler(event: Any, context: Any) -> Any:
     try:
         request = events.read(event)
         head = request.method == "HEAD"
-        headers = _cors_headers(request.origin)
-        answer = _route(request, record)(request, record, deadline)
+        headers = _cors_headers(request.headers.get("origin", ""))
+        request, route = _route(request, record)
+        answer = route(request, record, deadline)
     except EXITS:
         raise
     except BaseException as caught:  # noqa: BLE001  whatever it is, the client gets an answer and the log the traceback
@@ -54,6 +55,8 @@ def lambda_handler(event: Any, context: Any) -> Any:
     headers["x-request-id"] = record.request_id
     if record.truncated:
         headers["x-truncated-texts"] = str(record.truncated)
+    if record.ignored:
+        headers["x-ignored-fields"] = events.listed(record.ignored)
     response = events.response(answer, headers)
     record.end_phase("write")
     record.write(answer.status, error)
@@ -88,7 +91,7 @@ def _post_embed(request: HttpRequest, record: Record, deadline: float | None) ->
 
 
 def _post_embeddings(request: HttpRequest, record: Record, deadline: float | None) -> Answer:
-    return Answer(service.embed(openai_api.parse(request.json()), record, deadline))
+    return Answer(service.embed(openai_api.parse(request.json(), request.name), record, deadline))
 
 
 def _get_models(request: HttpRequest, record: Record, deadline: float | None) -> Answer:
@@ -96,8 +99,7 @@ def _get_models(request: HttpRequest, record: Record, deadline: float | None) ->
 
 
 def _get_model(request: HttpRequest, record: Record, deadline: float | None) -> Answer:
-    name = request.path.removeprefix(_MODEL).replace("%2F", "/")  # as some clients send it
-    return Answer(orjson.dumps(openai_api.model_object(name, service.loaded_embedder().manifest)))
+    return Answer(orjson.dumps(openai_api.model_object(request.name, service.loaded_embedder().manifest)))
 
 
 def _get_health(request: HttpRequest, record: Record, deadline: float | None) -> Answer:
@@ -123,13 +125,12 @@ def _get_docs(request: HttpRequest, record: Record, deadline: float | None) -> A
     return Answer(pages.docs(), content_type="text/html; charset=utf-8", headers=pages.DOCS_HEADERS)
 
 
-_MODEL = "/v1/models/"
 ROUTES: Mapping[str, Mapping[str, Route]] = {
     "/": {"GET": _get_docs, "POST": _post_embed},  # GET for browsers, POST for text-embeddings-inference's clients
     "/embed": {"POST": _post_embed},
-    "/v1/embeddings": {"POST": _post_embeddings},
+    events.EMBEDDINGS: {"POST": _post_embeddings},
     "/v1/models": {"GET": _get_models},
-    _MODEL: {"GET": _get_model},  # followed by a model's name, which has a slash inside
+    events.MODEL: {"GET": _get_model},
     "/health": {"GET": _get_health},
     "/info": {"GET": _get_info},
     "/openapi.json": {"GET": _get_openapi},
@@ -138,9 +139,9 @@ ROUTES: Mapping[str, Mapping[str, Route]] = {
 """Path -> method -> the function that answers. HEAD is answered like GET, without the body; OPTIONS on every path."""
 
 
-def _route(request: HttpRequest, record: Record) -> Route:
-    """The function that answers a request. Raises UnknownRouteError, MethodNotAllowedError."""
-    path = _MODEL if request.path.startswith(_MODEL) else request.path
+def _route(request: HttpRequest, record: Record) -> tuple[HttpRequest, Route]:
+    """The request, with what its path names, and what answers it. Raises UnknownRouteError, MethodNotAllowedError."""
+    path, name = events.resolve(request.path)
     methods = ROUTES.get(path)
     if methods is None:
         raise UnknownRouteError(
@@ -150,12 +151,12 @@ def _route(request: HttpRequest, record: Record) -> Route:
     allow = ", ".join([*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"])
     if request.method == "OPTIONS":
         record.route = f"OPTIONS {path}"
-        return lambda *_: Answer(b"", 204, headers={"allow": allow})
+        return request, lambda *_: Answer(b"", 204, headers={"allow": allow})
     found = methods.get("GET" if request.method == "HEAD" else request.method)
     if found is None:
         raise MethodNotAllowedError(f"{path} does not take {shorten(request.method)}: use one of {allow}", allow)
     record.route = f"{request.method} {path}"
-    return found
+    return request._replace(name=name), found
 
 
 def _error_answer(error: BaseException, request_id: str) -> Answer:
@@ -186,7 +187,7 @@ def _cors_headers(origin: str) -> dict[str, str]:
         "access-control-allow-origin": "*" if "*" in origins else origin,
         "access-control-allow-methods": "GET, HEAD, OPTIONS, POST",
         "access-control-allow-headers": "authorization, content-type, x-api-key",
-        "access-control-expose-headers": "retry-after, x-request-id, x-truncated-texts",
+        "access-control-expose-headers": "retry-after, x-ignored-fields, x-request-id, x-truncated-texts",
         "access-control-max-age": "3600",
     }
 

@@ -10,9 +10,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from handler.errors import InvalidRequestError
-from handler.limits import ENCODINGS
-from handler.requests import EmbedRequest, Outcome
-from handler.validation import check_fields, check_object, check_text, option, texts_of
+from handler.requests import OPTIONS, EmbedRequest, Outcome, options_of
+from handler.validation import (
+    check_object,
+    check_spelling,
+    check_text,
+    ignored_fields,
+    kind,
+    option,
+    texts_of,
+)
 
 
 def parse(data: Any) -> EmbedRequest:
@@ -23,34 +30,37 @@ def parse(data: Any) -> EmbedRequest:
     check_object(data, '{"text": "..."}')
     if "input" in data:
         raise InvalidRequestError("input belongs to POST /v1/embeddings: send text or texts to POST /embed", "input")
-    form = [field for field in _FIELDS if field in data]
-    check_fields(data, _FIELDS[form[0]] if form else _FIELDS["text"])
+    if "inputs" in data and "parameters" in data:
+        data = _flatten(data)
+    form = [field for field in _FORMS if field in data]
+    ignored = ignored_fields(data, _FIELDS)
+    if form != ["inputs"]:
+        for field in ignored:
+            check_spelling(field, _NAMES)
     if len(form) != 1:
         raise InvalidRequestError('send either "text" with a string or "texts" with a list of strings')
-    options = {
-        "encoding": option(data, "encoding_format", str, "float", ENCODINGS),
-        "normalize": option(data, "normalize", bool, None),
-        "truncate": option(data, "truncate", bool, True),
-    }
-    if form == ["inputs"]:
-        option(data, "truncation_direction", str, "right", ("right", "Right"))
-        option(data, "prompt_name", str, None, ())
-        options["dimensions"] = option(data, "dimensions", int, None)
-        texts = data["inputs"]
-        return EmbedRequest([texts] if isinstance(texts, str) else texts_of(data, "inputs"), "inputs", _rows, **options)
+    options = {**options_of(data), "model": option(data, "model", str, None), "ignored": ignored}
     if form == ["text"]:
         check_text(data["text"], "text")
         return EmbedRequest([data["text"]], "text", _one, **options)
-    return EmbedRequest(texts_of(data, "texts"), "texts", _several, **options)
+    if form == ["texts"]:
+        return EmbedRequest(texts_of(data, "texts"), "texts", _several, **options)
+    texts = data["inputs"]
+    return EmbedRequest([texts] if isinstance(texts, str) else texts_of(data, "inputs"), "inputs", _rows, **options)
 
 
-_OPTIONS = ("encoding_format", "normalize", "truncate")
-_FIELDS: Mapping[str, tuple[str, ...]] = {
-    "text": ("text", "texts", *_OPTIONS),
-    "texts": ("text", "texts", *_OPTIONS),
-    "inputs": ("inputs", "normalize", "truncate", "truncation_direction", "prompt_name", "dimensions"),
-}
-"""Field that holds the texts -> all fields that such a request may have."""
+_FORMS = ("text", "texts", "inputs")
+_FIELDS = (*_FORMS, "model", *OPTIONS)
+_NAMES = (*_FORMS, "encoding_format", "normalize", "truncate", "dimensions")
+"""Of which a near miss is refused."""
+
+
+def _flatten(data: Mapping[str, Any]) -> Mapping[str, Any]:
+    """A request to Hugging Face's Inference API, with what it has in `parameters` beside its other fields."""
+    parameters = data["parameters"]
+    if not isinstance(parameters, dict | None):
+        raise InvalidRequestError(f"parameters is {kind(parameters)}, not an object", "parameters")
+    return {**(parameters or {}), **{field: value for field, value in data.items() if field != "parameters"}}
 
 
 def _one(outcome: Outcome) -> dict[str, Any]:

@@ -9,7 +9,7 @@ Any other event is a direct invocation: the event itself is what the body of a P
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -28,8 +28,10 @@ class HttpRequest(NamedTuple):
     """The path, without an API Gateway's stage."""
     body: str
     base64_encoded: bool
-    origin: str
-    """The header `origin`, which browsers send; empty where there is none."""
+    headers: Mapping[str, str]
+    """By names in lower case, several values of one joined by commas."""
+    name: str = ""
+    """The model or deployment that the path names."""
 
     def json(self) -> Any:
         """The decoded body.
@@ -75,7 +77,6 @@ def read(event: Mapping[str, Any]) -> HttpRequest:
     """
     body = event.get("body") or ""
     encoded = bool(event.get("isBase64Encoded"))
-    headers = event.get("headers") or {}
     try:
         if "httpMethod" in event:
             method, path = event["httpMethod"], event["path"]
@@ -85,15 +86,68 @@ def read(event: Mapping[str, Any]) -> HttpRequest:
             stage = context.get("stage")
             if stage and stage != "$default" and path.startswith(f"/{stage}/"):
                 path = path[len(stage) + 1 :]  # an HTTP API's named stage, which is not part of our paths
-        origin = headers.get("origin") or headers.get("Origin") or ""
-        request = HttpRequest(method, path, body, encoded, origin)
+        request = HttpRequest(method, path, body, encoded, _headers(event))
     except (KeyError, TypeError, AttributeError) as error:
         raise InvalidRequestError(
             f"the event is neither a Function URL's (2.0) nor an API Gateway REST API's (1.0): {error}"
         ) from error
-    if not all(isinstance(part, str) for part in (request.method, request.path, request.body, request.origin)):
-        raise InvalidRequestError("the event's method, path, body and origin must be strings")
+    if not all(isinstance(part, str) for part in (request.method, request.path, request.body)):
+        raise InvalidRequestError("the event's method, path and body must be strings")
     return request
+
+
+def _headers(event: Mapping[str, Any]) -> dict[str, str]:
+    """Raises TypeError, AttributeError if headers are not what they are in an event."""
+    several = event.get("multiValueHeaders") or {}
+    headers = {name.lower(): ",".join(values) for name, values in several.items()}
+    for name, value in (event.get("headers") or {}).items():
+        if not isinstance(value, str | None):
+            raise TypeError(f"the header {name} is a {type(value).__name__}")
+        headers[name.lower()] = value or ""
+    return headers
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names of fields as a header carries them: the first 16, each cut to 40 characters, `*` for what no token has."""
+    safe = ["".join(each if each in _SAFE else "*" for each in name[:40]) or "*" for name in names[:16]]
+    return ", ".join([*safe, "..."] if len(names) > 16 else safe)
+
+
+_SAFE = "!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+"""The characters of a token (RFC 9110, section 5.6.2)."""
+
+
+def resolve(path: str) -> tuple[str, str]:
+    """The path among ours that a client's path stands for, and the model or deployment that it names, or nothing.
+
+    Clients double and leave slashes, add `/v1` to a base URL that has it or leave it out where it is not, and Azure's
+    name a deployment:
+
+    >>> resolve("/v1/v1//embeddings/"), resolve("/openai/deployments/a%2fb/embeddings"), resolve("/models/b")
+    (('/v1/embeddings', ''), ('/v1/embeddings', 'a/b'), ('/v1/models/', 'b'))
+    """
+    if "%" in path:
+        from urllib.parse import unquote  # here, because few paths have it
+
+        path = unquote(path)
+    parts = [part for part in path.split("/") if part]
+    begin = 0
+    while begin < len(parts) and parts[begin] in ("v1", "openai"):
+        begin += 1
+    match parts[begin:]:
+        case ["models", *name] if name:
+            return MODEL, "/".join(name)
+        case ["deployments", *name, "embeddings"] if name:
+            return EMBEDDINGS, "/".join(name)
+        case ["models"] | ["embeddings"] as rest:
+            return f"/v1/{rest[0]}", ""
+        case rest:
+            return "/" + "/".join(rest), ""
+
+
+EMBEDDINGS = "/v1/embeddings"
+MODEL = "/v1/models/"
+"""Followed by a model's name, which has a slash inside."""
 
 
 def response(answer: Answer, headers: Mapping[str, str]) -> dict[str, Any]:

@@ -42,6 +42,8 @@ class Record:
         self.texts: list[str] = []
         self.tokens = 0
         self.truncated = 0
+        self.ignored: tuple[str, ...] = ()
+        """Names of the request's fields that change nothing here."""
         self.load_seconds: float | None = None
         """Seconds that loading the model took; None but in the first request after it."""
         self.instructions: str | None = None
@@ -79,6 +81,8 @@ class Record:
         # Fields are left out where they have their usual value: CloudWatch charges for the log by its size.
         if self.truncated:
             line["truncated"] = self.truncated
+        if self.ignored:
+            line["ignored_fields"] = len(self.ignored)
         if self.load_seconds is not None:
             line |= {"cold_starts": 1, "load_ms": round(self.load_seconds * 1000, 3), "instructions": self.instructions}
         if error is not None:

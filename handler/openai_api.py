@@ -6,35 +6,28 @@ from typing import Any
 
 from artifact.manifest import Manifest
 from handler.errors import InvalidRequestError, TooLargeError
-from handler.limits import ENCODINGS, MAX_TEXTS
-from handler.requests import EmbedRequest, Outcome, check_model
-from handler.validation import check_fields, check_object, check_text, kind, option, texts_of
+from handler.limits import MAX_TEXTS
+from handler.requests import OPTIONS, EmbedRequest, Outcome, check_model, options_of
+from handler.validation import check_object, check_text, ignored_fields, kind, texts_of
 
-_FIELDS = ("input", "model", "encoding_format", "dimensions", "user", "truncate")
+_FIELDS = ("input", "model", "user", *OPTIONS)
 
 
-def parse(data: Any) -> EmbedRequest:
+def parse(data: Any, deployment: str = "") -> EmbedRequest:
     """Check the decoded JSON of a `POST /v1/embeddings`.
 
-    `truncate` is our own: OpenAI refuses texts that are too long, we cut them unless it is false.
+    `truncate` is our own: OpenAI refuses texts that are too long, we cut them unless it is false. `deployment` is what
+    Azure's clients have in the path; as there, it names the model, and the body's `model` is not looked at.
     Raises InvalidRequestError that names the field and the value, TooLargeError.
     """
     check_object(data, '{"input": "...", "model": "..."}')
-    check_fields(data, _FIELDS)
-    for field in ("input", "model"):
-        if data.get(field) is None:
+    ignored = ignored_fields(data, _FIELDS)
+    model = deployment or data.get("model")
+    for field, value in (("input", data.get("input")), ("model", model)):
+        if value is None:
             raise InvalidRequestError(f"{field} is missing", field)
-    check_text(data["model"], "model")
-    option(data, "user", str, None)
-    request = EmbedRequest(
-        [],
-        "input",
-        _list,
-        model=data["model"],
-        encoding=option(data, "encoding_format", str, "float", ENCODINGS),
-        truncate=option(data, "truncate", bool, True),
-        dimensions=option(data, "dimensions", int, None),
-    )
+    check_text(model, "model")
+    request = EmbedRequest([], "input", _list, model=model, ignored=ignored, **options_of(data))
     content = data["input"]
     if isinstance(content, str):
         texts = [content]

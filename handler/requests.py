@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from handler.errors import InvalidRequestError, ModelNotFoundError, TextTooLongError, TooLargeError
-from handler.limits import MAX_TEXT_CHARACTERS, MAX_TOKEN_IDS, max_texts
-from handler.validation import shorten
+from handler.limits import ENCODINGS, MAX_TEXT_CHARACTERS, MAX_TOKEN_IDS, max_texts
+from handler.validation import option, shorten, truncate_option
 
 if TYPE_CHECKING:
     from artifact.manifest import Manifest
@@ -44,11 +44,15 @@ class EmbedRequest(NamedTuple):
     """Whether to make unit vectors; None for what the model does."""
     truncate: bool = True
     token_ids: list[list[int]] | None = None
-    """Token ids instead of texts, if the client has tokenized them."""
-    dimensions: int | None = None
-    """Number of dimensions that the client expects."""
+    """Instead of texts, where a client has tokenized them."""
+    cut_at: int | None = None
+    """Tokens at which the client expects texts to be cut; None or -1 for the model's maximum."""
+    sizes: Mapping[str, int] = {}
+    """Fields that say how many dimensions the client expects."""
     model: str | None = None
-    """Name of the model that the client expects."""
+    """Which the client expects."""
+    ignored: tuple[str, ...] = ()
+    """Names of fields that change nothing here."""
 
     def check(self, manifest: Manifest) -> None:
         """Compare the request with the model, and with the limits of texts and vectors.
@@ -58,10 +62,17 @@ class EmbedRequest(NamedTuple):
         if self.model is not None:
             check_model(self.model, manifest)
         dimensions = manifest.dimensions
-        if self.dimensions not in (None, dimensions):
+        for field, size in self.sizes.items():
+            if size != dimensions:
+                raise InvalidRequestError(
+                    f"{field} is {shorten(size)}: this model's vectors have {dimensions}, and cannot be shortened",
+                    field,
+                )
+        if self.cut_at not in (None, -1) and self.cut_at < manifest.max_tokens:
             raise InvalidRequestError(
-                f"dimensions is {self.dimensions}: this model's vectors have {dimensions}, and cannot be shortened",
-                "dimensions",
+                f"truncate_prompt_tokens is {shorten(self.cut_at)}: texts are cut at the model's {manifest.max_tokens} "
+                "tokens and nowhere else; leave it out, and send shorter texts",
+                "truncate_prompt_tokens",
             )
         count = len(self.texts if self.token_ids is None else self.token_ids)
         limit = max_texts(dimensions, self.encoding)
@@ -118,6 +129,23 @@ class EmbedRequest(NamedTuple):
         return f"{self.field}[{index}]" if self.field in ("texts", "inputs", "input") else self.field
 
 
+SIZES = ("dimensions", "output_dimension", "truncate_dim")
+"""What OpenAI and text-embeddings-inference, Voyage and Mistral, and sentence-transformers call the dimensions."""
+OPTIONS = ("encoding_format", "normalize", "truncate", "truncate_prompt_tokens", *SIZES)
+
+
+def options_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of EmbedRequest for the OPTIONS of a decoded request. Raises InvalidRequestError."""
+    sizes = {field: option(data, field, int, None) for field in SIZES if data.get(field) is not None}
+    return {
+        "encoding": option(data, "encoding_format", str, "float", ENCODINGS),
+        "normalize": option(data, "normalize", bool, None),
+        "truncate": truncate_option(data),
+        "cut_at": option(data, "truncate_prompt_tokens", int, None),
+        "sizes": sizes,
+    }
+
+
 def encode(vectors: Vectors, encoding: str) -> Vectors | list[str]:
     """Vectors in the encoding of the answer: unchanged for `float`, else each as base64 of little-endian float32."""
     if encoding == "float":
@@ -128,8 +156,11 @@ def encode(vectors: Vectors, encoding: str) -> Vectors | list[str]:
 
 
 def check_model(name: str, manifest: Manifest) -> None:
-    """Raise ModelNotFoundError unless this is the model's id, or the part of it after the organization."""
-    if name not in (manifest.model, manifest.model.rpartition("/")[2]):
+    """Raise ModelNotFoundError unless this ends, after its last slash and in any case, as the model's id does.
+
+    Routers leave their own prefixes before it, such as `openai/` and `hosted_vllm/`.
+    """
+    if name.rpartition("/")[2].lower() != manifest.model.rpartition("/")[2].lower():
         raise ModelNotFoundError(
             f"the model {shorten(name)} is not served here: set model to {manifest.model}", "model"
         )

@@ -55,6 +55,7 @@ def embed(request: EmbedRequest, record: log.Record, deadline: float | None) -> 
 
     Raises the errors of `handler.errors.STATUS`.
     """
+    record.ignored = request.ignored
     record.end_phase("parse")
     embedder = loaded_embedder()
     _tell_load(record, embedder)

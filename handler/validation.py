@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from handler.errors import InvalidRequestError, TooLargeError
@@ -15,11 +15,68 @@ def check_object(data: Any, example: str) -> None:
         raise InvalidRequestError(f"the request is {kind(data)}, not an object like {example}")
 
 
-def check_fields(data: Mapping[str, Any], known: Sequence[str]) -> None:
-    """Raise InvalidRequestError that names the first unknown field, and the known ones."""
-    for field in data:
-        if field not in known:
-            raise InvalidRequestError(f"unknown field {shorten(field)}: the fields are {', '.join(known)}", field[:80])
+def ignored_fields(data: Mapping[str, Any], known: Collection[str]) -> tuple[str, ...]:
+    """The fields that are not among the known ones and change nothing.
+
+    Raises InvalidRequestError if one of them has a value with which the service that knows it gives other vectors.
+    """
+    found = []
+    for field, value in data.items():
+        if field in known:
+            continue
+        if field not in VECTOR_FIELDS:
+            found.append(field)
+        elif value is not None and not any(
+            type(value) is type(same) and value == same for same in VECTOR_FIELDS[field]
+        ):
+            same = " or ".join(json_literal(each) for each in VECTOR_FIELDS[field]) or "null"
+            raise InvalidRequestError(
+                f"{field} is {json_literal(value)}, not {same}: that asks for other vectors than are served here; "
+                "leave it out",
+                field,
+            )
+    return tuple(found)
+
+
+VECTOR_FIELDS: Mapping[str, tuple[Any, ...]] = {
+    # text-embeddings-inference and sentence-transformers
+    "prompt_name": (),
+    "prompt": ("",),
+    "instruction": ("",),
+    "truncation_direction": ("right", "Right"),
+    # vLLM
+    "add_special_tokens": (True,),
+    "truncation_side": ("right",),
+    "use_activation": (True,),
+    "embed_dtype": ("float32",),
+    "endianness": ("native", "little"),
+    # Jina, Voyage, Mistral, Cohere
+    "late_chunking": (False,),
+    "normalized": (True,),
+    "truncation": (True,),
+    "output_dtype": ("float",),
+    "embedding_type": ("float",),
+    "embedding_types": (["float"],),
+}
+"""Field that changes vectors elsewhere and not here -> its values, beside null, that ask for the vectors of here."""
+
+
+def check_spelling(field: str, names: Sequence[str]) -> None:
+    """Raise InvalidRequestError if an unknown field is nearly one of the names, and so perhaps meant to be it."""
+    import difflib  # here, because few requests have unknown fields
+
+    spelt = field[:40].lower()
+    near = difflib.get_close_matches(spelt, names, 1, NEAR)
+    near += [name for name in names if len(spelt) >= 4 and name.startswith(spelt)]
+    near += [name for name in names if len(name) >= 8 and spelt.startswith(name)]
+    if near:
+        raise InvalidRequestError(
+            f"unknown field {shorten(field)}: did you mean {near[0]}? The fields are {', '.join(names)}", field[:80]
+        )
+
+
+NEAR = 0.75
+"""Of difflib's ratio, from which a name is a near miss: a letter missing in `text`, two others in `normalize`."""
 
 
 def option(
@@ -36,9 +93,23 @@ def option(
     if not isinstance(value, expected) or (expected is int and isinstance(value, bool)):
         raise InvalidRequestError(f"{field} is {kind(value)}, not {names[expected]}", field)
     if values is not None and value not in values:
-        allowed = " or ".join(values) if values else "null: this model does not support it"
-        raise InvalidRequestError(f"{field} is {shorten(value)}, not {allowed}", field)
+        raise InvalidRequestError(f"{field} is {shorten(value)}, not {' or '.join(values)}", field)
     return value
+
+
+def truncate_option(data: Mapping[str, Any]) -> bool:
+    """The field `truncate`, as a boolean or in Cohere's and NVIDIA's words. Raises InvalidRequestError."""
+    value = data.get("truncate")
+    if value == "START":
+        raise InvalidRequestError(
+            "truncate is 'START': texts are cut at their end; send true, END or false", "truncate"
+        )
+    if value is None or value is True or value == "END":
+        return True
+    if value is False or value == "NONE":
+        return False
+    literal = shorten(value) if isinstance(value, str) else kind(value)
+    raise InvalidRequestError(f"truncate is {literal}, not true, false, NONE or END", "truncate")
 
 
 def texts_of(data: Mapping[str, Any], field: str) -> list[str]:
@@ -67,6 +138,12 @@ def kind(value: Any) -> str:
     if type(value) in names:
         return names[type(value)]
     return f"the number {shorten(value)}" if isinstance(value, int | float) else f"a {type(value).__name__}"
+
+
+def json_literal(value: Any) -> str:
+    """A value as a message quotes it."""
+    words = {True: "true", False: "false"}
+    return words[value] if isinstance(value, bool) else shorten(value)
 
 
 def shorten(value: object) -> str:

@@ -51,8 +51,12 @@ LIKELY: dict[str, st.SearchStrategy[Any]] = {
     **dict.fromkeys(("normalize", "truncate"), st.booleans() | st.none()),
     "dimensions": st.sampled_from([384, 383, 384.0, None]),
     "truncation_direction": st.sampled_from(["right", "Right", "left", None]),
-    "prompt_name": st.sampled_from([None, "query"]),
-    "user": TEXT,
+    **dict.fromkeys(("prompt_name", "prompt"), st.sampled_from([None, "", "query"])),
+    "truncate_prompt_tokens": st.sampled_from([None, -1, 255, 256]),
+    "parameters": st.dictionaries(st.sampled_from(FIELDS), CONTENT | st.booleans(), max_size=2),
+    "embedding_types": st.sampled_from([None, ["float"], ["int8"]]),
+    "add_special_tokens": st.booleans(),
+    **dict.fromkeys(("user", "options", "input_type", "normalise", "Texts", "stream"), TEXT),
 }
 FORMS = {
     "/embed": (("text",), ("texts",), ("inputs",), ()),

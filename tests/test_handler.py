@@ -183,19 +183,22 @@ INVALID_BODIES = {
     "null": ("null", "null, not an object", None),
     "no field": ("{}", 'either "text" .* or "texts"', None),
     "both fields": ('{"text": "a", "texts": ["b"]}', 'either "text" .* or "texts"', None),
-    "misspelt field": ('{"txt": "a"}', "unknown field 'txt'", "txt"),
-    "additional field": ('{"text": "a", "normalise": false}', "unknown field 'normalise'", "normalise"),
+    "no field that is near": ('{"sentence": "a"}', 'either "text" .* or "texts"', None),
     "OpenAI's field": ('{"input": "a"}', "POST /v1/embeddings", "input"),
-    "TEI's and ours": ('{"inputs": "a", "text": "a"}', "unknown field 'inputs'", "inputs"),
+    "TEI's and ours": ('{"inputs": "a", "text": "a"}', 'either "text" .* or "texts"', None),
     "inputs is a number": ('{"inputs": 5}', "inputs is the number 5", "inputs"),
     "inputs is empty": ('{"inputs": []}', "inputs is empty", "inputs"),
     "inputs holds token ids": ('{"inputs": [[101, 102]]}', r"inputs\[0\] is a list, not a string", "inputs[0]"),
     "cut at the start": (
         '{"inputs": "a", "truncation_direction": "left"}',
-        "truncation_direction is 'left', not right",
+        "truncation_direction is 'left', not 'right' or 'Right': .* leave it out",
         "truncation_direction",
     ),
-    "a prompt": ('{"inputs": "a", "prompt_name": "query"}', "prompt_name is 'query', not null", "prompt_name"),
+    "a prompt": (
+        '{"inputs": "a", "prompt_name": "query"}',
+        "prompt_name is 'query', not null: .* leave",
+        "prompt_name",
+    ),
     "shorter vectors": ('{"inputs": "a", "dimensions": 256}', "dimensions is 256: .* have 384", "dimensions"),
     "dimensions is a boolean": ('{"inputs": "a", "dimensions": true}', "dimensions is a boolean", "dimensions"),
     "unknown encoding": (
@@ -205,8 +208,11 @@ INVALID_BODIES = {
     ),
     "encoding is a number": ('{"text": "a", "encoding_format": 1}', "is the number 1, not a string", "encoding_format"),
     "normalize is a number": ('{"text": "a", "normalize": 1}', "normalize is the number 1, not a boolean", "normalize"),
-    "truncate is a string": ('{"text": "a", "truncate": "no"}', "truncate is a string, not a boolean", "truncate"),
-    "field with a surrogate": ('{"t\\ud800": 1}', r"unknown field 't\\ud800'", "t\ud800"),
+    "truncate is a string": ('{"text": "a", "truncate": "no"}', "truncate is 'no', not true, false", "truncate"),
+    "truncate is a number": ('{"text": "a", "truncate": 1}', "truncate is the number 1, not true, false", "truncate"),
+    "Cohere's cut at the start": ('{"texts": ["a"], "truncate": "START"}', "cut at their end", "truncate"),
+    "a field with a surrogate alone": ('{"t\\ud800": 1}', 'either "text"', None),
+    "near a name, with a surrogate": ('{"texts\\ud800": 1}', r"unknown field 'texts\\ud800': did you", "texts\ud800"),
     "text is a number": ('{"text": 5}', "text is the number 5, not a string", "text"),
     "text is null": ('{"text": null}', "text is null, not a string", "text"),
     "text is a list": ('{"text": ["a"]}', "text is a list, not a string", "text"),
@@ -228,6 +234,157 @@ def test_invalid_bodies_are_400(app: ModuleType, make_event: Callable[..., Any],
     assert re.search(message, error["message"])
 
 
+NEAR_MISSES = {
+    "txt": "text",
+    "Text": "text",
+    "tex": "text",
+    "textes": "texts",
+    "TEXTS": "texts",
+    "normalise": "normalize",
+    "norm": "normalize",
+    "normalize_embeddings": "normalize",
+    "trunkate": "truncate",
+    "trunc": "truncate",
+    "encoding": "encoding_format",
+    "encodingFormat": "encoding_format",
+    "encoding-format": "encoding_format",
+    "dimension": "dimensions",
+    "Inputs": "inputs",
+}
+
+
+@pytest.mark.parametrize("name", NEAR_MISSES)
+def test_a_near_miss_of_a_name_of_ours_is_refused(app: ModuleType, name: str) -> None:
+    """Beside a right field, and, of those that hold texts, alone."""
+    requests: list[dict[str, Any]] = [{"text": "a", name: None}, {"texts": ["a"], name: False}]
+    if NEAR_MISSES[name] in ("text", "texts", "inputs"):
+        requests.append({name: "a"})
+    for request in requests:
+        error = error_of(app.lambda_handler(function_url_event(json.dumps(request)), None), 400)
+        assert error["param"] == name
+        assert f"unknown field '{name}': did you mean {NEAR_MISSES[name]}?" in error["message"]
+
+
+HARMLESS = {
+    **{"options": {"wait_for_model": True, "use_cache": True}, "raw_scores": False, "input_type": "passage"},
+    **{"task": "retrieval.query", "priority": 0, "user": 5, "metadata": {"a": "b"}, "timeout": 600, "stream": False},
+    **{"extra_headers": {}, "drop_params": True, "service_tier": "auto", "store": False, "prompt_cache_key": None},
+    **{"context": "a", "type": "b", "id": "c", "text_type": "document", "title": "d", "request_id": "e"},
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_fields_that_change_no_vector_are_named_and_counted(
+    app: ModuleType, make_event: Callable[..., Any], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    requests = {
+        "/embed": {"text": "vitamin d"},
+        "/": {"inputs": "vitamin d"},
+        "/v1/embeddings": {"input": "vitamin d", "model": MODEL},
+    }
+    for path, request in requests.items():
+        plain = app.lambda_handler(make_event(json.dumps(request), path=path), None)
+        response = app.lambda_handler(make_event(json.dumps(request | {name: HARMLESS[name]}), path=path), None)
+        assert vectors_of(response) == vectors_of(plain)
+        known = name == "user" and path == "/v1/embeddings"
+        assert response["headers"].get("x-ignored-fields") == (None if known else name)
+        assert "x-ignored-fields" not in plain["headers"]
+        line = json.loads(capsys.readouterr().out.splitlines()[-1])
+        assert line.get("ignored_fields") == (None if known else 1)
+
+
+def vectors_of(response: dict[str, Any]) -> Any:
+    """The vectors of an answer in any of the three forms."""
+    body = body_of(response)
+    if isinstance(body, dict):
+        return body.get("embedding") or [row["embedding"] for row in body["data"]]
+    return body
+
+
+def test_the_header_of_ignored_fields_is_safe_and_short(app: ModuleType, make_event: Callable[..., Any]) -> None:
+    fields = {"a\r\nx-injected: 1": 1, "größe, b": 1, "": 1, "\ud800": 1, "z" * 10_000: 1}
+    response = app.lambda_handler(make_event(json.dumps({"text": "a"} | fields)), None)
+    named = response["headers"]["x-ignored-fields"]
+    assert named == f"a**x-injected**1, gr**e**b, *, *, {'z' * 40}"
+    many = {"text": "a"} | {f"field_{number}": 1 for number in range(1000)}
+    named = app.lambda_handler(make_event(json.dumps(many)), None)["headers"]["x-ignored-fields"]
+    assert named == ", ".join([*(f"field_{number}" for number in range(16)), "..."])
+
+
+WOULD_CHANGE_VECTORS = [
+    *(("dimensions", 256), ("output_dimension", 256), ("truncate_dim", 128), ("dimensions", 384.0)),
+    *(("prompt_name", "query"), ("prompt", "query: "), ("instruction", "Represent"), ("prompt", 5)),
+    *(("truncation_direction", "left"), ("truncation_direction", "Left"), ("truncation_side", "left")),
+    *(("truncate_prompt_tokens", 255), ("truncate_prompt_tokens", 0), ("truncate_prompt_tokens", -2)),
+    *(("truncate_prompt_tokens", True), ("truncate_prompt_tokens", "256"), ("truncation", False)),
+    *(("add_special_tokens", False), ("add_special_tokens", 1), ("late_chunking", True), ("late_chunking", 0)),
+    *(("normalized", False), ("use_activation", False), ("output_dtype", "int8"), ("embedding_type", "binary")),
+    *(("embedding_types", ["float", "int8"]), ("embed_dtype", "bfloat16"), ("endianness", "big")),
+    *(("truncate", "START"), ("normalize", "no"), ("encoding_format", "hex"), ("model", "text-embedding-3-small")),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), WOULD_CHANGE_VECTORS)
+def test_fields_that_would_change_vectors_are_refused_in_each_form(app: ModuleType, name: str, value: Any) -> None:
+    forms = {"text": "/embed", "texts": "/embed", "inputs": "/embed", "input": "/v1/embeddings"}
+    for field, path in forms.items():
+        request = {field: ["a"] if field == "texts" else "a"} | ({"model": MODEL} if field == "input" else {})
+        response = app.lambda_handler(function_url_event(json.dumps(request | {name: value}), path=path), None)
+        error = error_of(response, 404 if name == "model" else 400)
+        assert error["param"] == name
+        assert re.search(f"{name} is |the model ", error["message"])
+
+
+CHANGE_NOTHING = [
+    *(("dimensions", 384), ("dimensions", None), ("output_dimension", 384), ("truncate_dim", None)),
+    *(("prompt_name", None), ("prompt", ""), ("instruction", None), ("truncation_direction", "Right")),
+    *(("truncation_direction", None), ("truncation_side", "right"), ("truncation", True), ("normalized", True)),
+    *(("truncate_prompt_tokens", None), ("truncate_prompt_tokens", -1), ("truncate_prompt_tokens", 256)),
+    *(("truncate_prompt_tokens", 8192), ("add_special_tokens", True), ("late_chunking", False)),
+    *(("use_activation", True), ("output_dtype", "float"), ("embedding_type", "float"), ("embedding_types", ["float"])),
+    *(("embed_dtype", "float32"), ("endianness", "native"), ("endianness", "little"), ("truncate", "END")),
+    *(("truncate", "NONE"), ("normalize", True), ("encoding_format", None), ("model", "all-minilm-l6-v2")),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), CHANGE_NOTHING)
+def test_values_that_change_no_vector_are_accepted_in_each_form(app: ModuleType, name: str, value: Any) -> None:
+    requests: list[tuple[str, dict[str, Any]]] = [
+        ("/embed", {"text": "vitamin d"}),
+        ("/embed", {"inputs": "vitamin d"}),
+        ("/v1/embeddings", {"input": "vitamin d", "model": MODEL}),
+    ]
+    for path, request in requests:
+        plain = app.lambda_handler(function_url_event(json.dumps(request), path=path), None)
+        response = app.lambda_handler(function_url_event(json.dumps(request | {name: value}), path=path), None)
+        assert vectors_of(response) == vectors_of(plain)
+        assert "x-ignored-fields" not in response["headers"]
+
+
+def test_coheres_truncate_none_forbids_cutting(app: ModuleType) -> None:
+    for value, status in (("NONE", 400), ("END", 200)):
+        event = function_url_event(json.dumps({"texts": [LONG], "truncate": value}))
+        assert app.lambda_handler(event, None)["statusCode"] == status
+
+
+@pytest.mark.parametrize("inputs", ["vitamin d", ["vitamin d", "b"]])
+def test_parameters_of_hugging_faces_inference_api_count(
+    app: ModuleType, int8: Embedder, inputs: str | list[str]
+) -> None:
+    """Its clients nest what text-embeddings-inference has beside `inputs`."""
+    request = {"inputs": inputs, "parameters": {"normalize": False, "top_k": 5}, "options": {"use_cache": False}}
+    response = app.lambda_handler(function_url_event(json.dumps(request)), None)
+    ids = int8.tokenize([inputs] if isinstance(inputs, str) else inputs).ids
+    np.testing.assert_array_equal(np.float32(body_of(response)), int8.embed_tokens(ids, normalize=False))
+    assert response["headers"]["x-ignored-fields"] == "top_k, options"
+    for parameters, param in (({"truncation_direction": "left"}, "truncation_direction"), (5, "parameters")):
+        event = function_url_event(json.dumps({"inputs": "a", "parameters": parameters}))
+        assert error_of(app.lambda_handler(event, None), 400)["param"] == param
+    for parameters in (None, {}):
+        event = function_url_event(json.dumps({"inputs": inputs, "parameters": parameters}))
+        assert app.lambda_handler(event, None)["statusCode"] == 200
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -247,11 +404,46 @@ def test_incomplete_events_are_400(app: ModuleType, event: dict[str, Any]) -> No
     error_of(app.lambda_handler(event, None), 400)
 
 
-@pytest.mark.parametrize("path", ["", "/embed/", "/Embed", "/v2/embed", "/v1/models/", "/\ud800"])
+OTHER_PATHS = (
+    *("/Embed", "/v2/embed", "/\ud800", "/embed/x", "/x/embed", "/v1/embeddings/x", "/openai/deployments/embeddings"),
+    *("/openai/deployments", f"/openai/deployments/{MODEL}", f"/openai/deployments/{MODEL}/completions", "/%ff", "/%"),
+)
+
+
+@pytest.mark.parametrize("path", OTHER_PATHS)
 def test_other_paths_are_404(app: ModuleType, make_event: Callable[..., Any], path: str) -> None:
-    event = make_event("{}", path=path, method="GET" if "models" in path else "POST")
-    code = error_of(app.lambda_handler(event, None), 404)["code"]
-    assert code == ("model_not_found" if "models" in path else "unknown_route")
+    assert error_of(app.lambda_handler(make_event("{}", path=path), None), 404)["code"] == "unknown_route"
+
+
+OTHER_SPELLINGS = {
+    "/embed": ["/embed/", "//embed", "/embed//", "/v1/embed", "/%65mbed"],
+    "/v1/embeddings": [
+        *("/v1//embeddings", "//v1/embeddings/", "/embeddings", "/v1/v1/embeddings", "/v1/embeddings/"),
+        *("/openai/v1/embeddings", "/openai/deployments/all-MiniLM-L6-v2/embeddings", "/openai/embeddings"),
+        *(f"/openai/deployments/{MODEL}/embeddings", "/openai/deployments/huggingface%2fall-minilm-l6-v2/embeddings"),
+    ],
+    "/v1/models": ["/models", "/v1/models/", "/v1/v1/models", "/openai/v1/models"],
+    "/v1/models/all-MiniLM-L6-v2": [
+        *("/models/all-MiniLM-L6-v2", "/v1//models/all-MiniLM-L6-v2/", f"/v1/models/{MODEL}"),
+        *("/v1/models/sentence-transformers%2Fall-MiniLM-L6-v2", "/v1/models/sentence-transformers%2fall-MiniLM-L6-v2"),
+        *("/v1/models/openai/all-minilm-l6-v2", "/v1/models/sentence-transformers//all-MiniLM-L6-v2"),
+    ],
+    "/health": ["/health/", "/v1/health"],
+    "/": ["", "//", "/v1", "/v1/"],
+}
+
+
+@pytest.mark.parametrize("path", OTHER_SPELLINGS)
+def test_paths_as_clients_spell_them(app: ModuleType, make_event: Callable[..., Any], path: str) -> None:
+    post = {"/embed": {"text": "a"}, "/": {"inputs": "a"}, "/v1/embeddings": {"input": "a", "model": MODEL}}
+    body, method = (json.dumps(post[path]), "POST") if path in post else (None, "GET")
+    plain = app.lambda_handler(make_event(body, path=path, method=method), None)
+    assert plain["statusCode"] == 200
+    for spelling in OTHER_SPELLINGS[path]:
+        response = app.lambda_handler(make_event(body, path=spelling, method=method), None)
+        assert response["statusCode"] == 200, spelling
+        if path != "/embed":  # whose answers tell their latency
+            assert response["body"] == plain["body"], spelling
 
 
 METHODS = {

@@ -153,8 +153,7 @@ INVALID = {
     "null": ({"input": [None], "model": MODEL}, "input[0] is null", "input[0]"),
     "dimensions": ({"input": "a", "model": MODEL, "dimensions": 256}, "dimensions is 256", "dimensions"),
     "encoding": ({"input": "a", "model": MODEL, "encoding_format": "hex"}, "not float or base64", "encoding_format"),
-    "user": ({"input": "a", "model": MODEL, "user": 5}, "user is the number 5", "user"),
-    "unknown field": ({"input": "a", "model": MODEL, "texts": 5}, "unknown field 'texts'", "texts"),
+    "model is null": ({"input": "a", "model": None}, "model is missing", "model"),
 }
 
 
@@ -175,6 +174,67 @@ def test_other_models_are_404(app: ModuleType) -> None:
         error = error_of(response, 404)
         assert (error["code"], error["param"]) == ("model_not_found", "model")
         assert f"set model to {MODEL}" in error["message"]
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        *("openai/", "huggingface/", "text-embeddings-inference/", "hosted_vllm/", "custom_openai/", "azure/"),
+        *("openai/sentence-transformers/", "openrouter/huggingface/sentence-transformers/", ""),
+    ],
+)
+def test_prefixes_that_routers_leave_on_and_other_case_are_accepted(app: ModuleType, prefix: str) -> None:
+    for name in ("all-MiniLM-L6-v2", "all-minilm-l6-v2", "ALL-MINILM-L6-V2"):
+        assert body_of(post(app, {"input": "a", "model": prefix + name}))["model"] == MODEL
+        assert body_of(get(app, f"/v1/models/{prefix}{name}"))["id"] == MODEL
+
+
+@pytest.mark.parametrize(
+    "name", ["", "/", "all-MiniLM-L6-v2/", "sentence-transformers", "all-MiniLM-L12-v2", "openai/all-mpnet-base-v2"]
+)
+def test_a_name_that_ends_in_another_models_is_404(app: ModuleType, name: str) -> None:
+    error = error_of(post(app, {"input": "a", "model": name}), 404)
+    assert f"set model to {MODEL}" in error["message"]
+
+
+def azure(app: ModuleType, deployment: str, fields: dict[str, Any]) -> dict[str, Any]:
+    path = f"/openai/deployments/{deployment}/embeddings"
+    return app.lambda_handler(function_url_event(json.dumps(fields), path=path), None)
+
+
+def test_azures_deployment_is_the_models_name(app: ModuleType) -> None:
+    """Whatever the body names: there LangChain's AzureOpenAIEmbeddings has the model that it would count tokens for."""
+    for deployment in ("all-MiniLM-L6-v2", MODEL, "openai%2Fall-minilm-l6-v2"):
+        for fields in ({"input": "a"}, {"input": "a", "model": "text-embedding-ada-002"}):
+            assert body_of(azure(app, deployment, fields))["model"] == MODEL
+    error = error_of(azure(app, "text-embedding-3-small", {"input": "a", "model": MODEL}), 404)
+    assert "'text-embedding-3-small' is not served" in error["message"]
+    assert error_of(azure(app, MODEL, {}), 400)["param"] == "input"
+
+
+def test_vectors_are_normalized_unless_told_otherwise(app: ModuleType, int8: Embedder) -> None:
+    body = body_of(post(app, {"input": "vitamin d", "model": MODEL, "normalize": False}))
+    expected = int8.embed_tokens(int8.tokenize(["vitamin d"]).ids, normalize=False)[0]
+    np.testing.assert_array_equal(np.float32(body["data"][0]["embedding"]), expected)
+
+
+@pytest.mark.parametrize("fields", [{}, {"encoding_format": "float"}, {"encoding_format": "base64"}])
+def test_what_clients_send_by_default_is_right(app: ModuleType, int8: Embedder, fields: dict[str, Any]) -> None:
+    """OpenAI's Python client asks for base64 unless told otherwise, others for nothing; null stands for an absence."""
+    fields = fields | {"dimensions": None, "user": None}
+    body = body_of(post(app, {"input": [*TEXTS, "\n"], "model": MODEL} | fields))
+    vectors = [row["embedding"] for row in body["data"]]
+    if fields.get("encoding_format") == "base64":
+        vectors = [np.frombuffer(base64.b64decode(vector), "<f4") for vector in vectors]
+    np.testing.assert_array_equal(np.float32(vectors), int8.embed([*TEXTS, "\n"]).vectors)
+
+
+def test_lists_of_2048_are_answered(app: ModuleType, int8: Embedder) -> None:
+    texts = [str(number) for number in range(MAX_TEXTS)]
+    body = body_of(post(app, {"input": texts, "model": MODEL, "encoding_format": "base64"}))
+    assert [row["index"] for row in body["data"]] == list(range(MAX_TEXTS))
+    last = np.frombuffer(base64.b64decode(body["data"][-1]["embedding"]), "<f4")
+    np.testing.assert_array_equal(last, int8.embed([texts[-1]]).vectors[0])
 
 
 @pytest.mark.parametrize("content", [["a"] * (MAX_TEXTS + 1), [[101, 102]] * (MAX_TEXTS + 1)])

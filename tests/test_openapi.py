@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from handler import limits
+from handler import limits, requests, validation
 from handler.errors import STATUS
 from tests.support.events import LoadApp, body_of, function_url_event
 from tests.support.servers import ROOT
@@ -157,26 +157,33 @@ def test_each_operation_has_the_statuses_that_it_can_answer() -> None:
             expected |= {"503"}
         if method == "POST":
             expected |= {"400", "413"}
-        if path in ("/v1/embeddings", "/v1/models/{model}"):
+        if method == "POST" or path == "/v1/models/{model}":
             expected |= {"404"}
         assert set(DOCUMENT["paths"][path][method.lower()]["responses"]) == expected, (path, method)
 
 
 def test_limits_are_the_handlers() -> None:
-    requests = {name: SCHEMAS[name]["properties"] for name in ("TextsRequest", "InputsRequest", "EmbeddingsRequest")}
-    texts = requests["TextsRequest"]["texts"]
-    lists = [form for form in requests["EmbeddingsRequest"]["input"]["anyOf"] if "maxItems" in form]
-    assert [texts["maxItems"], *(form["maxItems"] for form in lists)] == [limits.MAX_TEXTS] * 3
+    texts = SCHEMAS["TextsRequest"]["properties"]["texts"]
+    inputs = SCHEMAS["InputsRequest"]["properties"]["inputs"]
+    openai = SCHEMAS["EmbeddingsRequest"]["properties"]["input"]
+    lists = [form for form in (*inputs["anyOf"], *openai["anyOf"]) if "maxItems" in form]
+    assert [texts["maxItems"], *(form["maxItems"] for form in lists)] == [limits.MAX_TEXTS] * 4
     assert limits.max_texts(384, "base64") == limits.MAX_TEXTS
-    # The form that knows no base64.
-    (inputs,) = [form for form in requests["InputsRequest"]["inputs"]["anyOf"] if "maxItems" in form]
-    assert inputs["maxItems"] == limits.max_texts(384)
     bodies = [schema for name, schema in SCHEMAS.items() if name.endswith("Request")]
     lengths = [node["maxLength"] for node in nodes(bodies) if "maxLength" in node]
     assert lengths == [limits.MAX_TEXT_CHARACTERS] * 6
     words = f"at most {limits.max_texts(384):,}, or {limits.MAX_TEXTS:,} as base64"
-    assert words in texts["description"]
-    assert words in requests["EmbeddingsRequest"]["input"]["description"]
+    assert all(words in field["description"] for field in (texts, inputs, openai))
+
+
+def test_options_are_the_handlers() -> None:
+    options = SCHEMAS["Options"]["properties"]
+    assert set(options) == {*requests.OPTIONS, *validation.VECTOR_FIELDS}
+    for field, values in validation.VECTOR_FIELDS.items():
+        assert options[field].get("enum", [None]) == [*values, None]
+    assert [options[field]["enum"] for field in requests.SIZES] == [[384, None]] * len(requests.SIZES)
+    for name in ("TextRequest", "TextsRequest", "InputsRequest", "EmbeddingsRequest"):
+        assert SCHEMAS[name]["allOf"] == [{"$ref": "#/components/schemas/Options"}]
 
 
 def test_encodings_and_dimensions_are_the_handlers() -> None:
