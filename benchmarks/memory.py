@@ -90,8 +90,8 @@ class Answer(NamedTuple):
 
     @property
     def status(self) -> int:
-        """Of HTTP; 200 for a direct invocation, which raises where HTTP has an error."""
-        return int(self.response.get("statusCode", 200))
+        """Of HTTP, or what it would be of a direct invocation."""
+        return int(self.response.get("statusCode") or self.response.get("error", {}).get("status", 200))
 
     def check_vectors(self) -> None:
         """Raise RuntimeError unless the first vector of the response has norm 1."""

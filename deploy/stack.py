@@ -143,8 +143,13 @@ class Aws:
         return Served(body["model"], body["artifact_version"], body["precision"])
 
     def embed(self, function: str, texts: Sequence[str]) -> Any:
-        """Vectors of texts, as nested lists."""
-        return self.invoke(function, {"texts": list(texts)})["embeddings"]
+        """Vectors of texts, as nested lists. Raises FunctionFailedError with what the function refused."""
+        result = self.invoke(function, {"texts": list(texts)})
+        if "error" in result:
+            raise FunctionFailedError(
+                f"{function} refused texts: {result['error']['code']}: {result['error']['message']}"
+            )
+        return result["embeddings"]
 
     def restart(self, stack: str, bucket: str, generation: str) -> None:
         """Replace all environments of the function, by a new version of it that differs only in MODEL_GENERATION.

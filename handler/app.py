@@ -11,7 +11,15 @@ import orjson
 
 from artifact.manifest import ArtifactError
 from handler import embed_api, events, log, openai_api, service
-from handler.errors import MethodNotAllowedError, UnknownRouteError, describe, status_of
+from handler.errors import (
+    MethodNotAllowedError,
+    TooManyTokensError,
+    UnknownRouteError,
+    UnsupportedEncodingError,
+    describe,
+    describe_invoke,
+    status_of,
+)
 from handler.events import Answer, HttpRequest
 from handler.log import Record
 from handler.settings import ConfigurationError, Surroundings
@@ -27,28 +35,31 @@ _surroundings = Surroundings.from_environment()
 
 
 def lambda_handler(event: Any, context: Any) -> Any:
-    """Answer a Function URL event, an API Gateway event or a direct invocation.
+    """Answer an event of a Function URL, API Gateway or a load balancer, a direct invocation or a ping.
 
-    Over HTTP every error is answered as JSON. A direct invocation returns the response object itself and raises errors,
-    so that Lambda marks the invocation as failed.
+    HTTP gets every error as JSON. A direct invocation gets the response object itself, and the object of an error that
+    is the client's; other errors are raised, so that Lambda marks the invocation as failed.
     """
     record = Record(_request_id(event, context), _surroundings.namespace, _surroundings.log_texts)
-    deadline = _deadline(context)
     if not events.is_http(event):
-        return _invoke(event, record, deadline)
+        return _invoke(event, record, _deadline(_seconds_left(context)))
     headers: dict[str, str] = {}
     error: BaseException | None = None
     head = False
+    seconds, gateway_seconds = _seconds_left(context), events.seconds_to_answer(event)
+    is_gateways = gateway_seconds < seconds
     try:
-        request = events.read(event)
+        request = events.read(event, ROUTES, _surroundings.base_path)
         head = request.method == "HEAD"
         headers = _cors_headers(request.headers.get("origin", ""))
-        request, route = _route(request, record)
-        answer = route(request, record, deadline)
+        answer = _route(request, record)(request, record, _deadline(min(seconds, gateway_seconds)))
+        events.check_size(event, answer)
     except EXITS:
         raise
     except BaseException as caught:  # noqa: BLE001  whatever it is, the client gets an answer and the log the traceback
         error = caught
+        if is_gateways and isinstance(error, TooManyTokensError):
+            error = TooManyTokensError(f"{error}; API Gateway waits for 29 s, the Function URL for the whole timeout")
         answer = _error_answer(error, record.request_id)
     if head:
         answer = answer._replace(body=b"")
@@ -57,7 +68,7 @@ def lambda_handler(event: Any, context: Any) -> Any:
         headers["x-truncated-texts"] = str(record.truncated)
     if record.ignored:
         headers["x-ignored-fields"] = events.listed(record.ignored)
-    response = events.response(answer, headers)
+    response = events.response(event, answer, headers)
     record.end_phase("write")
     record.write(answer.status, error)
     return response
@@ -66,18 +77,26 @@ def lambda_handler(event: Any, context: Any) -> Any:
 def _invoke(event: Any, record: Record, deadline: float | None) -> Any:
     record.route = "invoke"
     try:
-        body = service.embed(embed_api.parse(event), record, deadline)
+        if events.is_ping(event):
+            record.route = "ping"
+            service.loaded_embedder()
+            result = {"ping": "ok"}
+        else:
+            events.check_direct(event)
+            # Through the JSON writer and back: Python floats that print as the same short decimals as over HTTP.
+            result = orjson.loads(service.embed(embed_api.parse(event), record, deadline))
     except EXITS:
         raise
     except BaseException as error:
         _log_incident(error, record.request_id)
-        record.write(status_of(error).status, error)
+        status = status_of(error).status
+        record.write(status, error)
+        if status < 500:
+            return describe_invoke(error, record.request_id)
         if isinstance(error, Exception):
             raise
         # Such as a panic in the tokenizer's Rust code, which would end the runtime instead of being reported.
         raise RuntimeError(f"{type(error).__name__}: {error}") from error
-    # Written as JSON and read back, so that the floats print as the same short decimals as over HTTP.
-    result = orjson.loads(body)
     record.end_phase("write")
     record.write(None)
     return result
@@ -139,9 +158,9 @@ ROUTES: Mapping[str, Mapping[str, Route]] = {
 """Path -> method -> the function that answers. HEAD is answered like GET, without the body; OPTIONS on every path."""
 
 
-def _route(request: HttpRequest, record: Record) -> tuple[HttpRequest, Route]:
-    """The request, with what its path names, and what answers it. Raises UnknownRouteError, MethodNotAllowedError."""
-    path, name = events.resolve(request.path)
+def _route(request: HttpRequest, record: Record) -> Route:
+    """What answers a request. Raises UnknownRouteError, MethodNotAllowedError."""
+    path = request.route
     methods = ROUTES.get(path)
     if methods is None:
         raise UnknownRouteError(
@@ -151,12 +170,12 @@ def _route(request: HttpRequest, record: Record) -> tuple[HttpRequest, Route]:
     allow = ", ".join([*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"])
     if request.method == "OPTIONS":
         record.route = f"OPTIONS {path}"
-        return request, lambda *_: Answer(b"", 204, headers={"allow": allow})
+        return lambda *_: Answer(b"", 204, headers={"allow": allow})
     found = methods.get("GET" if request.method == "HEAD" else request.method)
     if found is None:
         raise MethodNotAllowedError(f"{path} does not take {shorten(request.method)}: use one of {allow}", allow)
     record.route = f"{request.method} {path}"
-    return request._replace(name=name), found
+    return found
 
 
 def _error_answer(error: BaseException, request_id: str) -> Answer:
@@ -165,6 +184,8 @@ def _error_answer(error: BaseException, request_id: str) -> Answer:
     headers = {}
     if isinstance(error, MethodNotAllowedError):
         headers["allow"] = error.allow
+    if isinstance(error, UnsupportedEncodingError):
+        headers["accept-encoding"] = "gzip, deflate"
     if status.retry_after is not None:
         headers["retry-after"] = str(status.retry_after)
     return Answer(log.to_json(describe(error, request_id)), status.status, headers=headers)
@@ -200,10 +221,15 @@ def _request_id(event: Any, context: Any) -> str:
     return found if isinstance(found, str) and found else os.urandom(16).hex()
 
 
-def _deadline(context: Any) -> float | None:
-    """When the vectors must be done, as a value of time.monotonic(); None if there is no timeout."""
+def _seconds_left(context: Any) -> float:
+    """Of the function's timeout; infinite without a context."""
     remaining = getattr(context, "get_remaining_time_in_millis", None)
-    return None if remaining is None else time.monotonic() + remaining() / 1000 - RESERVED_SECONDS
+    return float("inf") if remaining is None else remaining() / 1000
+
+
+def _deadline(seconds: float) -> float | None:
+    """When the vectors must be done, as a value of time.monotonic(); None where no time is set."""
+    return time.monotonic() + seconds - RESERVED_SECONDS if seconds < float("inf") else None
 
 
 # Lambda gives the init phase a full CPU whatever the memory size, so the model is loaded there. If that fails, the

@@ -45,6 +45,10 @@ class TooLargeError(RequestError):
     """The request is over a limit, or the response would not fit into what Lambda can return."""
 
 
+class UnsupportedEncodingError(RequestError):
+    """The body has a content coding that is not read here."""
+
+
 class TooManyTokensError(RequestError):
     """The texts take longer than the function's timeout, even at its best speed."""
 
@@ -74,6 +78,7 @@ STATUS: Mapping[type[BaseException], Status] = {
     UnknownRouteError: Status(404, "invalid_request_error", "unknown_route"),
     MethodNotAllowedError: Status(405, "invalid_request_error", "method_not_allowed"),
     TooLargeError: Status(413, "invalid_request_error", "too_large"),
+    UnsupportedEncodingError: Status(415, "invalid_request_error", "unsupported_encoding"),
     TooManyTokensError: Status(413, "invalid_request_error", "too_many_tokens"),
     BadVectorError: Status(500, "server_error", "bad_vector"),
     ArtifactError: Status(503, "server_error", "model_unavailable", retry_after=5),
@@ -99,3 +104,12 @@ def describe(error: BaseException, request_id: str) -> dict[str, Any]:
     message = "internal error; search the function's log for this request id" if unforeseen else str(error)
     fault = {"message": message, "type": status.type, "param": getattr(error, "param", None), "code": status.code}
     return {"error": fault, "request_id": request_id}
+
+
+def describe_invoke(error: BaseException, request_id: str) -> dict[str, Any]:
+    """As `describe`, for the result of a direct invocation: with the HTTP status, and fit for UTF-8."""
+    answer = describe(error, request_id)
+    fault = answer["error"]
+    if fault["param"] is not None:
+        fault["param"] = fault["param"].encode("utf-8", "replace").decode()
+    return {"error": {**fault, "status": status_of(error).status}, "request_id": request_id}

@@ -1,43 +1,48 @@
 """Lambda events to requests, and answers to what Lambda expects back.
 
 Known shapes (AWS Lambda Developer Guide, "Invoking Lambda function URLs"; API Gateway Developer Guide, "Input
-format of a Lambda function for proxy integration"):
+format of a Lambda function for proxy integration"; Elastic Load Balancing, "Lambda functions as targets"):
   2.0  Function URL and HTTP API: `requestContext.http.method`, `rawPath`
-  1.0  REST API: `httpMethod`, `path`
-Any other event is a direct invocation: the event itself is what the body of a POST would hold.
+  1.0  REST API and Application Load Balancer: `httpMethod`, `path`
+Any other event is a direct invocation: the event itself is what the body of a POST would hold, or a ping of what keeps
+functions warm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import orjson
 
 from handler.errors import InvalidRequestError, TooLargeError
-from handler.limits import MAX_REQUEST_BYTES
+from handler.limits import MAX_REQUEST_BYTES, escaped_size
+from handler.validation import shorten
 
 JSON = "application/json"
 
 
 class HttpRequest(NamedTuple):
-    """An HTTP request as a Function URL or API Gateway passes it on."""
+    """An HTTP request as a Function URL, API Gateway or a load balancer passes it on."""
 
     method: str
     path: str
-    """The path, without an API Gateway's stage."""
+    """As the event has it."""
     body: str
     base64_encoded: bool
     headers: Mapping[str, str]
     """By names in lower case, several values of one joined by commas."""
-    name: str = ""
-    """The model or deployment that the path names."""
+    route: str
+    """The path among ours that is meant; empty if none is."""
+    name: str
+    """The model or deployment that the path names, if it does."""
 
     def json(self) -> Any:
         """The decoded body.
 
         Raises InvalidRequestError if it is absent, not base64 where it should be, or not JSON; TooLargeError if it
-        is over the limit.
+        is over the limit; UnsupportedEncodingError.
         """
         if not self.body:
             raise InvalidRequestError('the request has no body: send JSON like {"text": "..."}')
@@ -45,14 +50,28 @@ class HttpRequest(NamedTuple):
         size = len(self.body) * 3 // 4 if self.base64_encoded else len(self.body)
         if size > MAX_REQUEST_BYTES:
             raise TooLargeError(f"the body has {size} bytes, the limit is {MAX_REQUEST_BYTES}: send fewer texts")
+        coding = self.headers.get("content-encoding", "").strip().lower()
+        is_packed = coding not in ("", "identity")
         if not self.base64_encoded:
-            return _decode_json(self.body)
-        import binascii  # here and below: few requests need it, so a cold start should not load it
+            # Packed bodies come as base64. API Gateway's REST APIs unpack them themselves, and leave the header.
+            try:
+                return _decode_json(self.body)
+            except InvalidRequestError as error:
+                if not is_packed:
+                    raise
+                raise InvalidRequestError(
+                    f"content-encoding is {shorten(coding)}, but the body came as text: {error}; send it as it is"
+                ) from error
+        import binascii  # here and below: what few requests need, a cold start should not load
 
         try:
             content = binascii.a2b_base64(self.body, strict_mode=True)
         except ValueError as error:
             raise InvalidRequestError(f"the event's body is marked as base64 and is not: {error}") from error
+        if is_packed:
+            from handler.unpack import unpack
+
+            content = unpack(content, coding)
         return _decode_json(content)
 
 
@@ -66,12 +85,76 @@ class Answer(NamedTuple):
 
 
 def is_http(event: Any) -> bool:
-    """True for the events of a Function URL or an API Gateway, false for a direct invocation."""
+    """True for the events of a Function URL, an API Gateway or a load balancer, false for a direct invocation."""
     return isinstance(event, dict) and ("requestContext" in event or "httpMethod" in event)
 
 
-def read(event: Mapping[str, Any]) -> HttpRequest:
-    """The HTTP request in an event for which `is_http` holds.
+def is_ping(event: Any) -> bool:
+    """True for what plug-ins and schedules send to keep a function warm.
+
+    serverless-plugin-warmup and serverless-plugin-lambda-warmup, lambda-warmer, OpenNext's warmer, and rules and
+    schedules of EventBridge.
+    """
+    if not isinstance(event, dict) or any(field in event for field in ("text", "texts", "inputs", "input")):
+        return False
+    return (
+        event.get("warmer") is True
+        or event.get("type") == "warmer"
+        or event.get("detail-type") == "Scheduled Event"
+        or event.get("source") in ("serverless-plugin-warmup", "serverless-plugin-lambda-warmup")
+    )
+
+
+def check_direct(event: Any) -> None:
+    """Raise InvalidRequestError for an event that another service of AWS has sent, which is no request."""
+    if not isinstance(event, dict):
+        return
+    records = event.get("Records")
+    first = records[0] if isinstance(records, list) and records else None
+    if isinstance(first, dict):
+        source = first.get("eventSource") or first.get("EventSource")
+    else:
+        source = event.get("source") if "detail-type" in event else None
+    if isinstance(source, str):
+        raise InvalidRequestError(
+            f"this is an event of {source[:40]}, not a request: the function takes "
+            '{"text": "..."}, {"texts": ["...", ...]} or an HTTP event, and nobody would get its answer; events of '
+            "queues and buckets are for bulk embedding, which this function does not do"
+        )
+
+
+def seconds_to_answer(event: Mapping[str, Any]) -> float:
+    """How long API Gateway still waits for the answer to an event; infinite for an event of anything else."""
+    context = event.get("requestContext")
+    if not isinstance(context, dict) or "elb" in context:
+        return float("inf")
+    domain = context.get("domainName")
+    if "httpMethod" not in event and not (isinstance(domain, str) and ".lambda-url." not in domain):
+        return float("inf")
+    sent = context.get("requestTimeEpoch" if "httpMethod" in event else "timeEpoch")
+    waited = time.time() - sent / 1000 if type(sent) is int and 0 < sent < 1 << 53 else 0.0
+    # Neither a clock that is behind nor a replayed event means that nothing is left.
+    return GATEWAY_SECONDS - waited if 0 < waited < GATEWAY_SECONDS else GATEWAY_SECONDS
+
+
+GATEWAY_SECONDS = 29.0
+"""What a REST API waits for, if its quota was not raised; an HTTP API waits for 30 (API Gateway, "Quotas")."""
+LOAD_BALANCER_BYTES = 1024 * 1024 - 4096
+"""Maximum size of a response's body behind a load balancer (Elastic Load Balancing, "Lambda functions as targets")."""
+
+
+def check_size(event: Mapping[str, Any], answer: Answer) -> None:
+    """Raise TooLargeError if a load balancer has sent the event and would not take the answer."""
+    context = event.get("requestContext")
+    if isinstance(context, dict) and "elb" in context and (size := escaped_size(answer.body)) > LOAD_BALANCER_BYTES:
+        raise TooLargeError(
+            f"the response of {size} bytes exceeds the 1 MB that a load balancer takes from a function: send fewer "
+            "texts, or ask for encoding_format base64"
+        )
+
+
+def read(event: Mapping[str, Any], routes: Container[str], base_path: str) -> HttpRequest:
+    """The HTTP request in an event for which `is_http` holds. `base_path` begins with a slash and ends without.
 
     Raises InvalidRequestError if the event is of neither known shape.
     """
@@ -81,19 +164,54 @@ def read(event: Mapping[str, Any]) -> HttpRequest:
         if "httpMethod" in event:
             method, path = event["httpMethod"], event["path"]
         else:
-            context = event["requestContext"]
-            method, path = context["http"]["method"], event["rawPath"]
-            stage = context.get("stage")
-            if stage and stage != "$default" and path.startswith(f"/{stage}/"):
-                path = path[len(stage) + 1 :]  # an HTTP API's named stage, which is not part of our paths
-        request = HttpRequest(method, path, body, encoded, _headers(event))
+            method, path = event["requestContext"]["http"]["method"], event["rawPath"]
+        headers = _headers(event)
     except (KeyError, TypeError, AttributeError) as error:
         raise InvalidRequestError(
             f"the event is neither a Function URL's (2.0) nor an API Gateway REST API's (1.0): {error}"
         ) from error
-    if not all(isinstance(part, str) for part in (request.method, request.path, request.body)):
+    if not all(isinstance(part, str) for part in (method, path, body)):
         raise InvalidRequestError("the event's method, path and body must be strings")
-    return request
+    for candidate in _candidates(event, path, base_path):
+        route, name = resolve(candidate)
+        if route in routes:
+            return HttpRequest(method, path, body, encoded, headers, route, name)
+    return HttpRequest(method, path, body, encoded, headers, "", "")
+
+
+def _candidates(event: Mapping[str, Any], path: str, base_path: str) -> Iterator[str]:
+    """The paths that an event may mean, the likeliest first."""
+    context = event.get("requestContext")
+    stage = context.get("stage") if isinstance(context, dict) else None
+    within = _behind(f"/{stage}", path) if isinstance(stage, str) and stage else None
+    # An HTTP API's path begins with the stage, unless it came by a custom domain. A REST API's does not, unless it
+    # came by a custom domain that names no stage.
+    likely = (path, within) if "httpMethod" in event else (within, path)
+    for each in likely:
+        if each is not None and base_path and (rest := _behind(base_path, each)) is not None:
+            yield rest
+    for each in likely:
+        if each is not None:
+            yield each
+    # Behind a custom domain with a base path, or below a resource: what the API's own path for this method says.
+    template = event.get("resource") or str(event.get("routeKey")).partition(" ")[2]
+    if not isinstance(template, str) or not template.startswith("/"):
+        return
+    parameters = event.get("pathParameters")
+    for name, value in parameters.items() if isinstance(parameters, dict) else ():
+        if template.endswith(f"/{{{name}+}}"):
+            yield f"/{value}"
+        template = template.replace(f"{{{name}+}}", str(value)).replace(f"{{{name}}}", str(value))
+    yield template
+
+
+def _behind(prefix: str, path: str) -> str | None:
+    """The path behind a prefix of it; None if it begins otherwise.
+
+    >>> _behind("/prod", "/prod/embed"), _behind("/prod", "/prod"), _behind("/prod", "/product")
+    ('/embed', '', None)
+    """
+    return path[len(prefix) :] if path == prefix or path.startswith(f"{prefix}/") else None
 
 
 def _headers(event: Mapping[str, Any]) -> dict[str, str]:
@@ -150,17 +268,38 @@ MODEL = "/v1/models/"
 """Followed by a model's name, which has a slash inside."""
 
 
-def response(answer: Answer, headers: Mapping[str, str]) -> dict[str, Any]:
-    """The result that Lambda expects, the same for both event shapes. `headers` are added to the answer's own."""
-    return {
+def response(event: Mapping[str, Any], answer: Answer, headers: Mapping[str, str]) -> dict[str, Any]:
+    """What the sender of an event takes back. `headers` come on top of the answer's own."""
+    headers = {"content-type": answer.content_type, **answer.headers, **headers}
+    result = {
         "statusCode": answer.status,
-        "headers": {"content-type": answer.content_type, **answer.headers, **headers},
+        "headers": headers,
         "body": answer.body.decode(),
         "isBase64Encoded": False,
     }
+    # A load balancer that sends several values of a header as a list takes nothing else.
+    if event.get("multiValueHeaders") and "headers" not in event:
+        result["multiValueHeaders"] = {name: [value] for name, value in headers.items()}
+    return result
 
 
 def _decode_json(body: str | bytes) -> Any:
+    try:
+        return _load_json(body)
+    except InvalidRequestError as error:
+        # Looked for here, because nearly every body is right.
+        if isinstance(body, str):
+            mark, wide = body.startswith("\ufeff"), ("\0" in body[:2] or body.startswith("\ufffd\ufffd"))
+        else:
+            mark, wide = body.startswith(b"\xef\xbb\xbf"), (b"\0" in body[:2] or body[:2] in (b"\xff\xfe", b"\xfe\xff"))
+        if mark:
+            return _load_json(body[1 if isinstance(body, str) else 3 :])
+        if wide:
+            raise InvalidRequestError("the body is UTF-16 or UTF-32: send it in UTF-8") from error
+        raise
+
+
+def _load_json(body: str | bytes) -> Any:
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:

@@ -33,7 +33,7 @@ class Settings(NamedTuple):
 
 
 class Surroundings(NamedTuple):
-    """The environment variables about logs and browsers. No value of these is wrong, so error answers use them too."""
+    """What the environment says of logs, browsers and paths. No value is wrong, so that they hold for errors too."""
 
     namespace: str
     """METRICS_NAMESPACE; empty for no metrics."""
@@ -41,15 +41,19 @@ class Surroundings(NamedTuple):
     """LOG_TEXTS; anything but `true` keeps texts out of the log."""
     origins: tuple[str, ...]
     """CORS_ORIGIN, several separated by commas; `*` for all."""
+    base_path: str
+    """BASE_PATH, with a slash before it and none behind; empty for none."""
 
     @classmethod
     def from_environment(cls) -> Surroundings:
         """Read once, at the start."""
+        base_path = os.environ.get("BASE_PATH", "").strip("/")
         origins = (origin.strip() for origin in os.environ.get("CORS_ORIGIN", "").split(","))
         return cls(
             namespace=os.environ.get("METRICS_NAMESPACE", "LambdaEmbeddings"),
             log_texts=os.environ.get("LOG_TEXTS", "").lower() == "true",
             origins=tuple(origin for origin in origins if origin),
+            base_path=f"/{base_path}" if base_path else "",
         )
 
 

@@ -61,7 +61,13 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
 
 async def _listen(app: web.Application, host: str, port: int, cancel_on_disconnect: bool = False) -> web.AppRunner:
-    runner = web.AppRunner(app, access_log=None, handler_cancellation=cancel_on_disconnect, shutdown_timeout=1.0)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handler_cancellation=cancel_on_disconnect,
+        shutdown_timeout=1.0,
+        auto_decompress=False,  # Lambda hands bodies over as they come
+    )
     await runner.setup()
     try:
         await web.TCPSite(runner, host, port).start()

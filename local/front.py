@@ -12,6 +12,7 @@ import binascii
 import json
 import time
 import uuid
+import zlib
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -28,6 +29,14 @@ class MalformedResultError(Exception):
     """The handler returned what the front cannot turn into an HTTP response."""
 
 
+class RefusedError(Exception):
+    """The request is refused before the function sees it, with this status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"refused with {status}")
+        self.status = status
+
+
 class Front(ABC):
     """What differs between a Function URL and a REST API."""
 
@@ -36,7 +45,7 @@ class Front(ABC):
 
     @abstractmethod
     def event(self, request: web.Request, body: bytes) -> dict[str, Any]:
-        """The event for an HTTP request."""
+        """The event for an HTTP request. Raises RefusedError."""
 
     @abstractmethod
     def response(self, result: Any) -> web.Response:
@@ -47,7 +56,7 @@ class Front(ABC):
 
     @abstractmethod
     def failure(self, status: int) -> web.Response:
-        """What AWS itself answers: 413 too large, 502 the function failed, 504 it took too long."""
+        """What AWS itself answers: 413 too large, 415 packed, 502 the function failed, 504 it took too long."""
 
 
 class FunctionUrl(Front):
@@ -66,7 +75,7 @@ class FunctionUrl(Front):
             "requestContext": {
                 "accountId": "anonymous",
                 "apiId": "local",
-                "domainName": request.host,
+                "domainName": "local.lambda-url.us-east-1.on.aws",
                 "domainPrefix": "local",
                 "http": {
                     "method": request.method,
@@ -107,7 +116,8 @@ class RestApi(Front):
     timeout = 29.0
 
     def event(self, request: web.Request, body: bytes) -> dict[str, Any]:
-        text, encoded = _encode_body(request, body)
+        # Without binary media types, which the template does not set, every body is text to it.
+        text = _unpack(request, body).decode("utf-8", "replace")
         return {
             "resource": "/{proxy+}",
             "path": request.path,
@@ -132,7 +142,7 @@ class RestApi(Front):
                 "stage": "local",
             },
             "body": text or None,
-            "isBase64Encoded": encoded,
+            "isBase64Encoded": False,
         }
 
     def response(self, result: Any) -> web.Response:
@@ -145,7 +155,7 @@ class RestApi(Front):
         return response
 
     def failure(self, status: int) -> web.Response:
-        messages = {413: "Request Too Long", 504: "Endpoint request timed out"}
+        messages = {413: "Request Too Long", 415: "Unsupported Media Type", 504: "Endpoint request timed out"}
         return web.json_response({"message": messages.get(status, "Internal server error")}, status=status)
 
 
@@ -162,13 +172,15 @@ def front_app(function: Function, front: Front) -> web.Application:
             return front.failure(413)
         except ConnectionError:  # the client has left in mid-upload: nobody reads what is answered
             return front.failure(502)
-        event = json.dumps(front.event(request, body)).encode()
         try:
+            event = json.dumps(front.event(request, body)).encode()
             # Shielded: whoever gives up waiting, the function goes on to its result or its own timeout.
             invocation = asyncio.create_task(function.invoke(event))
             invocation.add_done_callback(_seen)
             payload = await asyncio.wait_for(asyncio.shield(invocation), front.timeout)
             return front.response(json.loads(payload))
+        except RefusedError as error:
+            return front.failure(error.status)
         except FunctionError as error:
             return front.failure(413 if error.kind == "RequestEntityTooLarge" else 502)
         except TimeoutError:
@@ -197,6 +209,19 @@ def _encode_body(request: web.Request, body: bytes) -> tuple[str, bool]:
         except UnicodeDecodeError:
             pass
     return base64.b64encode(body).decode(), bool(body)
+
+
+def _unpack(request: web.Request, body: bytes) -> bytes:
+    """What a REST API makes of a packed body ("Payload compression for REST APIs"). Raises RefusedError."""
+    coding = request.headers.get("content-encoding", "identity").lower()
+    if coding == "identity":
+        return body
+    if coding not in ("gzip", "deflate"):
+        raise RefusedError(415)
+    try:
+        return zlib.decompress(body, 16 + zlib.MAX_WBITS if coding == "gzip" else zlib.MAX_WBITS)
+    except zlib.error as error:
+        raise RefusedError(415) from error
 
 
 def _joined(values: Any, lower: bool = True) -> dict[str, str]:

@@ -246,7 +246,7 @@ def test_boto3_raises_what_lambda_refuses(service: Service) -> None:
 
 def test_boto3_is_told_of_the_functions_error(service: Service) -> None:
     error = service.ask(BOTO3, [])["error"]
-    assert (error["class"], error["status"]) == ("InvalidRequestError", 200)
+    assert (error["class"], error["status"]) == ("invalid_request", 400)
     assert "texts is empty" in error["message"]
     assert service.count_requests() == 1
 

@@ -1,12 +1,14 @@
 """python -m local: a real runtime client behind real HTTP, on good days and on bad ones."""
 
 import base64
+import gzip
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -85,6 +87,37 @@ def test_other_bodies_travel_as_base64(functions: Local, content_type: str) -> N
     event = functions.send("/echo", b"\x00\xff", content_type=content_type).json()
     assert event["isBase64Encoded"] is True
     assert base64.b64decode(event["body"]) == b"\x00\xff"
+
+
+@pytest.mark.parametrize("content_type", ["application/json", "text/plain", "application/octet-stream"])
+def test_a_function_url_hands_packed_bodies_over_as_they_are(functions: Local, content_type: str) -> None:
+    packed = gzip.compress(b"{}")
+    event = functions.send("/echo", packed, content_type=content_type, content_encoding="gzip").json()
+    assert event["isBase64Encoded"] is True
+    assert base64.b64decode(event["body"]) == packed
+    assert event["headers"]["content-encoding"] == "gzip"
+    assert ".lambda-url." in event["requestContext"]["domainName"]
+
+
+def test_a_rest_api_unpacks_and_takes_every_body_for_text(start: Callable[..., Local]) -> None:
+    local = start("tests.programs.functions.handler", "--payload-format", "1.0")
+    for coding, packed in (("gzip", gzip.compress(b"{}")), ("deflate", zlib.compress(b"{}")), ("identity", b"{}")):
+        event = local.send("/echo", packed, content_type="application/json", content_encoding=coding).json()
+        assert (event["body"], event["isBase64Encoded"]) == ("{}", False)
+    event = local.send("/echo", b"\x00\xff", content_type="application/octet-stream").json()
+    assert (event["body"], event["isBase64Encoded"]) == ("\x00\ufffd", False)
+    for coding, packed in (("br", b"{}"), ("gzip", b"{}")):
+        answer = local.send("/echo", packed, content_encoding=coding)
+        assert (answer.status, answer.json()) == (415, {"message": "Unsupported Media Type"})
+
+
+@pytest.mark.parametrize("payload_format", ["2.0", "1.0"])
+def test_embeds_packed_bodies(start: Callable[..., Local], payload_format: str, int8: Embedder) -> None:
+    local = start("--payload-format", payload_format)
+    packed = gzip.compress('{"text": "größe"}'.encode())
+    answer = local.send("/embed", packed, content_type="application/json", content_encoding="gzip")
+    np.testing.assert_array_equal(np.float32(answer.json()["embedding"]), int8.embed(["größe"]).vectors[0])
+    assert local.send("/embed", packed, content_encoding="br").status == 415
 
 
 def test_results_become_responses(functions: Local) -> None:

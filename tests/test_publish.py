@@ -36,6 +36,7 @@ VARIABLES = {
     "MODEL_PRECISION": "int8",
     "METRICS_NAMESPACE": "LambdaEmbeddings",
     "CORS_ORIGIN": "",
+    "BASE_PATH": "",
 }
 """Of the function that embeds, beside MODEL_GENERATION."""
 

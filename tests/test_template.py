@@ -636,6 +636,7 @@ CHANGES = [
     {"AlarmEmail": "someone@example.com"},
     {"CorsOrigin": "*"},
     {"CorsOrigin": "*", "ApiGateway": "on"},
+    {"BasePath": "/ml"},
     OWN_VPC,
     {"Tracing": "Active"},
     {"MetricsNamespace": ""},
@@ -697,8 +698,9 @@ def test_the_longest_description_of_a_version_is_short_enough(source: dict[str, 
         "ApiGateway": "on",
         "CorsOrigin": "https://" + 60 * "a",
         "MetricsNamespace": 60 * "a",
+        "BasePath": "/" + 20 * "a",
     }
-    for name in ("CorsOrigin", "MetricsNamespace"):
+    for name in ("CorsOrigin", "MetricsNamespace", "BasePath"):
         pattern = source["Parameters"][name]["AllowedPattern"]
         assert re.fullmatch(pattern, longest[name])
         assert not re.fullmatch(pattern, longest[name] + "a")

@@ -24,6 +24,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).parents[2]
+CODINGS = ("gzip", "deflate", "br")
 MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 REQUEST_ID = "5f0c1d8a"
 CONTEXT = SimpleNamespace(aws_request_id=REQUEST_ID, get_remaining_time_in_millis=lambda: 30_000)
@@ -37,7 +38,9 @@ FIELDS = (
 )
 EVENT_FIELDS = (
     *("version", "rawPath", "path", "httpMethod", "headers", "requestContext", "http", "method", "stage", "body"),
-    *("isBase64Encoded", "origin", "Origin", "requestId"),
+    *("isBase64Encoded", "origin", "Origin", "requestId", "multiValueHeaders", "content-encoding", "elb", "domainName"),
+    *("pathParameters", "proxy", "resource", "routeKey", "requestTimeEpoch", "timeEpoch"),
+    *("source", "detail-type", "warmer", "type", "Records", "eventSource"),
 )
 PATHS = (
     *("/embed", "/v1/embeddings", "/", "/v1/models", f"/v1/models/{MODEL}", "/v1/models/", "/health", "/info"),
@@ -54,6 +57,10 @@ WORDS = (
     "Right",
     "left",
     "END",
+    "gzip",
+    "deflate",
+    "/ml/{proxy+}",
+    "aws:sqs",
     MODEL,
     "all-MiniLM-L6-v2",
     "\ud800",
@@ -72,33 +79,32 @@ def http_event(
 
 
 def check(app: ModuleType, event: Any) -> int | str:
-    """Hand an event to the handler. Its status, of a direct invocation the name of the error raised, or `ok`.
+    """Hand an event to the handler. Its status, or `ok` for what a direct invocation brought.
 
-    Raises AssertionError if a promise is broken: an HTTP event is answered, never with a fault of the service, in a
-    form that Lambda and HTTP can carry; a direct invocation has a result or an error of the client; each of its lines
-    in the log is one JSON object.
+    Raises AssertionError if a promise is broken: every event has a result, never a fault of the service, and none of
+    HTTP one that HTTP cannot carry; each of its lines in the log is one JSON object.
     """
     is_http = isinstance(event, dict) and ("requestContext" in event or "httpMethod" in event)
     with contextlib.redirect_stdout(io.StringIO()) as log:
         try:
             result = app.lambda_handler(event, CONTEXT)
         except Exception as error:
-            if is_http or app.status_of(error).status >= 500:
-                raise AssertionError(f"raised {type(error).__name__}: {error}") from error
-            str(error).encode()  # the runtime client sends it
-            result, outcome = None, type(error).__name__
-        else:
-            outcome = "ok"
+            raise AssertionError(f"raised {type(error).__name__}: {error}") from error
     size = len(json.dumps(result, ensure_ascii=False).encode())  # as the runtime client does it
     assert size <= MAX_RESPONSE_BYTES, f"the result has {size} bytes"
     lines = [json.loads(line) for line in log.getvalue().removesuffix("\n").split("\n")]
     assert lines, "nothing in the log"
     assert all(line["request_id"] == REQUEST_ID for line in lines)
-    if not is_http:
-        return outcome
-    check_response(result, _is_head(event))
-    assert lines[-1]["status"] == result["statusCode"]
-    return result["statusCode"]
+    if is_http:
+        check_response(result, _is_head(event))
+        assert lines[-1]["status"] == result["statusCode"]
+        return result["statusCode"]
+    if not isinstance(result, dict) or "error" not in result:
+        return "ok"
+    status = check_error(result, {"status"})["status"]
+    assert lines[-1]["status"] == status
+    assert status in (400, 404, 413), status
+    return status
 
 
 def _is_head(event: Any) -> bool:
@@ -115,15 +121,18 @@ def check_response(response: Any, head: bool = False) -> None:
 
     That to a HEAD has no body, unless the event is of neither known shape.
     """
-    assert set(response) == {"statusCode", "headers", "body", "isBase64Encoded"}, set(response)
+    assert set(response) - {"multiValueHeaders"} == {"statusCode", "headers", "body", "isBase64Encoded"}, set(response)
     status, headers, body = response["statusCode"], response["headers"], response["body"]
     assert type(status) is int, status
-    assert status in (200, 204, 400, 404, 405, 413), f"{status}: {body[:500]}"
+    assert status in (200, 204, 400, 404, 405, 413, 415), f"{status}: {body[:500]}"
     assert response["isBase64Encoded"] is False
     assert isinstance(body, str)
     for name, value in headers.items():
         assert re.fullmatch(r"[a-z0-9-]+", name), name
         assert re.fullmatch(r"[\x20-\x7e]{0,1000}", value), value
+    assert response.get("multiValueHeaders", {name: [value] for name, value in headers.items()}) == {
+        name: [value] for name, value in headers.items()
+    }
     assert headers["x-request-id"] == REQUEST_ID
     assert ("allow" in headers) or status not in (204, 405)
     if status < 400:
@@ -132,14 +141,20 @@ def check_response(response: Any, head: bool = False) -> None:
     if head and status != 400:
         assert body == ""
         return
-    answer = json.loads(body)
+    check_error(json.loads(body))
+
+
+def check_error(answer: Any, more: frozenset[str] | set[str] = frozenset()) -> dict[str, Any]:
+    """The error in an answer, with `more` fields than HTTP's. Raises AssertionError unless it is the client's."""
     assert set(answer) == {"error", "request_id"}, set(answer)
     assert answer["request_id"] == REQUEST_ID
-    assert set(answer["error"]) == {"message", "type", "param", "code"}, set(answer["error"])
-    message, kind, param, code = (answer["error"][name] for name in ("message", "type", "param", "code"))
+    error: dict[str, Any] = answer["error"]
+    assert set(error) == {"message", "type", "param", "code", *more}, set(error)
+    message, kind, param, code = (error[name] for name in ("message", "type", "param", "code"))
     assert kind == "invalid_request_error"
     assert message
     assert all(isinstance(part, str) for part in (message, code, "" if param is None else param))
+    return error
 
 
 def load_app() -> ModuleType:
@@ -200,7 +215,9 @@ class Maker:
 
     def base64_body(self) -> dict[str, Any]:
         path = self.pick(PATHS[:3])
-        return http_event(base64.b64encode(self.rest()).decode(), path, encoded=True)
+        coding = self.pick(("", *CODINGS))
+        event = http_event(base64.b64encode(self.rest()).decode(), path, encoded=True)
+        return event | {"headers": {"content-encoding": coding}} if coding else event
 
     def http(self) -> dict[str, Any]:
         path = self.pick(PATHS[:3]) if self.data.ConsumeProbability() < 0.8 else self.pick((*PATHS, self.text()))

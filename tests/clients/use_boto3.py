@@ -26,6 +26,8 @@ def embed(arguments: argparse.Namespace, texts: list[str]) -> dict[str, Any]:
         return {
             "error": {"class": payload["errorType"], "status": answer["StatusCode"], "message": payload["errorMessage"]}
         }
+    if "error" in payload:
+        return {"error": {"class": payload["error"]["code"], **payload["error"]}}
     return {"vectors": payload["embeddings"]}
 
 
