@@ -120,7 +120,7 @@ class Embedder:
         """Load the version in use of a model folder, or the version that `folder` is.
 
         `threads` is how many runs are computed at once, each by one thread; by default the vCPUs that Lambda's memory
-        size buys, or, outside of Lambda, the CPUs this process may use.
+        size buys, or, outside of Lambda, the CPUs this process may use, or as many as a container's CPU quota pays for.
         Raises ArtifactNotFoundError or ArtifactCorruptError; ValueError if `threads` is less than 1.
         """
         return cls.from_artifact(open_artifact(folder), precision, threads)
@@ -358,13 +358,15 @@ _FEEDS: Mapping[str, Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]] =
 
 
 def default_threads() -> int:
-    """vCPUs of the Lambda memory size, else the CPUs this process may use. At least 1."""
+    """vCPUs of the Lambda memory size, else the CPUs this process may use, or those its quota pays for. At least 1."""
     memory = os.environ.get("AWS_LAMBDA_FUNCTION_MEMORY_SIZE", "")
     if memory.isdigit():
         return max(1, round(int(memory) / LAMBDA_MB_PER_VCPU))
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    from handler.cgroup import cpu_quota  # here, because Lambda should not load it
+
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cpu_quota()
+    return cpus if quota is None else max(1, min(cpus, round(quota)))
 
 
 def load_tokenizer(artifact: Artifact) -> Tokenizer:

@@ -18,7 +18,7 @@ class Settings(NamedTuple):
     precision: str
     """MODEL_PRECISION."""
     threads: int | None
-    """MODEL_THREADS; None for the vCPUs of the memory size."""
+    """MODEL_THREADS; None for `handler.embedder.default_threads`."""
 
     @classmethod
     def from_environment(cls) -> Settings:
