@@ -51,9 +51,8 @@ def lambda_handler(event: Any, context: Any) -> Any:
     try:
         request = events.read(event, ROUTES, _surroundings.base_path)
         head = request.method == "HEAD"
-        headers = _cors_headers(request.headers.get("origin", ""))
-        answer = _route(request, record)(request, record, _deadline(min(seconds, gateway_seconds)))
-        events.check_size(event, answer)
+        headers = _cors_headers(request)
+        answer = _route(request, record)(request, record, deadline)
     except EXITS:
         raise
     except BaseException as caught:  # noqa: BLE001  whatever it is, the client gets an answer and the log the traceback
@@ -163,6 +162,9 @@ def _route(request: HttpRequest, record: Record) -> Route:
     path = request.route
     methods = ROUTES.get(path)
     if methods is None:
+        if request.method == "OPTIONS" and request.origin:
+            # A browser sends nothing after a preflight that failed, and its page would not learn of the 404.
+            return lambda *_: Answer(b"", 204)
         raise UnknownRouteError(
             f"no route {shorten(request.path)}: send texts to POST /embed or POST /v1/embeddings; GET /docs lists all "
             "routes"
@@ -196,19 +198,27 @@ def _log_incident(error: BaseException, request_id: str) -> None:
         log.incident(request_id, error)
 
 
-def _cors_headers(origin: str) -> dict[str, str]:
-    """What a browser needs to let a page of that origin read the answer (Fetch standard, "CORS protocol")."""
+def _cors_headers(request: HttpRequest) -> dict[str, str]:
+    """What a browser needs to let a page read the answer (Fetch standard, "CORS protocol").
+
+    A preflight may send whatever headers it asks for: clients have more than we know of, and `*` would leave out
+    `authorization`.
+    """
     origins = _surroundings.origins
     if not origins:
         return {}
-    if "*" not in origins and origin not in origins:
-        return {"vary": "origin"}
+    vary = "origin, access-control-request-headers" if request.method == "OPTIONS" else "origin"
+    if "*" not in origins and request.origin not in origins:
+        return {"vary": vary}
+    asked = request.asked_headers
     return {
-        "vary": "origin",
-        "access-control-allow-origin": "*" if "*" in origins else origin,
+        "vary": vary,
+        "access-control-allow-origin": "*" if "*" in origins else request.origin,
         "access-control-allow-methods": "GET, HEAD, OPTIONS, POST",
-        "access-control-allow-headers": "authorization, content-type, x-api-key",
-        "access-control-expose-headers": "retry-after, x-ignored-fields, x-request-id, x-truncated-texts",
+        "access-control-allow-headers": (
+            asked if asked and asked.isascii() and asked.isprintable() else "authorization, content-type, x-api-key"
+        ),
+        "access-control-expose-headers": "retry-after, x-request-id, x-truncated-texts",
         "access-control-max-age": "3600",
     }
 

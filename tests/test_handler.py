@@ -17,7 +17,17 @@ from handler import service
 from handler.embedder import Embedder
 from handler.errors import STATUS
 from handler.limits import BYTES_PER_NUMBER, MAX_REQUEST_BYTES, MAX_TEXT_CHARACTERS, MAX_TEXTS, max_texts
-from tests.support.events import EVENTS, LONG, MODEL, REQUEST_ID, LoadApp, body_of, error_of, function_url_event
+from tests.support.events import (
+    EVENTS,
+    LONG,
+    MODEL,
+    REQUEST_ID,
+    LoadApp,
+    body_of,
+    error_of,
+    function_url_event,
+    rest_api_event,
+)
 from tests.support.hostile import HOSTILE, LONE_SURROGATES
 from tests.support.servers import ROOT
 
@@ -556,7 +566,49 @@ def test_browsers_of_configured_origins_may_read(
         assert response["statusCode"] == status
         assert response["headers"].get(CORS) == allowed
         assert ("access-control-allow-headers" in response["headers"]) is (allowed is not None)
-        assert (response["headers"].get("vary") == "origin") is bool(setting)
+        vary = "origin, access-control-request-headers" if method == "OPTIONS" else "origin"
+        assert response["headers"].get("vary") == (vary if setting else None)
+
+
+ASKED = "authorization,content-type,x-stainless-arch,x-stainless-lang,x-stainless-os"
+
+
+def preflight(make_event: Callable[..., Any], path: str, *asked: str) -> Any:
+    """As a browser sends it: HTTP/1.1 with capitals, which a REST API passes on."""
+    capitals = make_event is rest_api_event
+    event = make_event(None, path=path, method="OPTIONS")
+    names = ("Origin", "Access-Control-Request-Method", "Access-Control-Request-Headers")
+    values = ("https://a.example", "POST", *asked)
+    event["headers"] |= {name if capitals else name.lower(): value for name, value in zip(names, values, strict=False)}
+    return event
+
+
+def test_a_preflight_is_answered_with_the_headers_asked_for(load_app: LoadApp, make_event: Callable[..., Any]) -> None:
+    app = load_app(CORS_ORIGIN="https://a.example")
+    response = app.lambda_handler(preflight(make_event, "/v1/embeddings", ASKED), None)
+    assert response["statusCode"] == 204
+    assert response["headers"]["access-control-allow-headers"] == ASKED
+    assert response["headers"]["vary"] == "origin, access-control-request-headers"
+
+
+@pytest.mark.parametrize("asked", [(), ("",), ("x-a\r\nx-b: c",), ("x-ä",), ("x-\ud800",)])
+def test_a_preflight_that_asks_for_no_headers_is_told_of_the_usual_ones(
+    load_app: LoadApp, make_event: Callable[..., Any], asked: tuple[str, ...]
+) -> None:
+    response = load_app(CORS_ORIGIN="*").lambda_handler(preflight(make_event, "/embed", *asked), None)
+    assert response["headers"]["access-control-allow-headers"] == "authorization, content-type, x-api-key"
+
+
+def test_a_page_gets_to_read_that_there_is_no_such_route(load_app: LoadApp, make_event: Callable[..., Any]) -> None:
+    """A browser sends no request after a preflight that was refused, and tells its page nothing."""
+    app = load_app(CORS_ORIGIN="https://a.example")
+    response = app.lambda_handler(preflight(make_event, "/v2/embeddings", ASKED), None)
+    assert (response["statusCode"], response["headers"][CORS]) == (204, "https://a.example")
+    event = make_event("{}", path="/v2/embeddings")
+    event["headers"]["origin"] = "https://a.example"
+    response = app.lambda_handler(event, None)
+    assert (error_of(response, 404)["code"], response["headers"][CORS]) == ("unknown_route", "https://a.example")
+    assert app.lambda_handler(make_event(None, path="/v2/embeddings", method="OPTIONS"), None)["statusCode"] == 404
 
 
 @pytest.mark.parametrize("encoding", ["float", "base64"])
