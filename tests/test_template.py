@@ -464,18 +464,43 @@ def test_only_the_api_of_this_stack_may_call_the_function_from_outside(everythin
     assert permission["SourceArn"] == "arn:aws:execute-api:us-east-1:123456789012:<Api>/live/*"
 
 
-DEPLOYED_METHODS = {"ApiDeployment1": "75c469d3"}
+DEPLOYED = {"ApiDeployment2": "02a65833"}
 
 
-def test_the_api_is_deployed_anew_where_its_methods_change(everything: Stack) -> None:
+def test_the_api_is_deployed_anew_where_its_methods_or_answers_change(everything: Stack) -> None:
     [(name, _)] = everything.of_type("AWS::ApiGateway::Deployment").items()
-    methods = everything.of_type("AWS::ApiGateway::Method", "AWS::ApiGateway::Resource")
-    digest = hashlib.sha256(json.dumps(methods, sort_keys=True).encode()).hexdigest()[:8]
-    assert {name: digest} == DEPLOYED_METHODS, (
-        "methods changed: count the deployment's name up, in the template and here"
-    )
-    made = {name for name in methods if everything.resources[name]["Type"].endswith("Method")}
+    types = ("AWS::ApiGateway::GatewayResponse", "AWS::ApiGateway::Method", "AWS::ApiGateway::Resource")
+    parts = everything.of_type(*types)
+    digest = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:8]
+    assert {name: digest} == DEPLOYED, "it changed: count the deployment's name up, in the template and here"
+    made = {name for name in parts if not everything.resources[name]["Type"].endswith("Resource")}
     assert set(everything.resources[name]["DependsOn"]) == made
+
+
+def test_what_is_deployed_of_the_api_depends_on_no_parameter(stacks: list[Stack]) -> None:
+    """Else the API would stay as it was deployed first."""
+    types = ("AWS::ApiGateway::GatewayResponse", "AWS::ApiGateway::Method", "AWS::ApiGateway::Resource")
+    found = [parts for stack in stacks if (parts := stack.of_type(*types))]
+    assert all(parts == found[0] for parts in found)
+
+
+def test_the_answers_of_the_api_itself_can_be_read_by_pages(stacks: list[Stack]) -> None:
+    for stack in stacks:
+        answers = stack.of_type("AWS::ApiGateway::GatewayResponse").values()
+        with_api = stack.parameters.get("ApiGateway") == "on"
+        # All other types are one of these two, unless they have an answer of their own.
+        assert {each["ResponseType"] for each in answers} == ({"DEFAULT_4XX", "DEFAULT_5XX"} if with_api else set())
+        for each in answers:
+            assert each["ResponseParameters"] == {"gatewayresponse.header.Access-Control-Allow-Origin": "'*'"}
+
+
+def test_the_function_url_lets_pages_send_any_header(stacks: list[Stack]) -> None:
+    """In browsers `*` is all but `authorization`, and AWS documents it for methods and origins alone."""
+    signed = {"authorization", "content-type", "x-amz-content-sha256", "x-amz-date", "x-amz-security-token"}
+    openai = {"arch", "lang", "os", "package-version", "retry-count", "runtime", "runtime-version", "timeout"}
+    for stack in stacks:
+        if cors := stack.properties("EmbeddingFunctionUrl").get("Cors"):
+            assert set(cors["AllowHeaders"]) == {"*", *signed, *(f"x-stainless-{name}" for name in openai)}
 
 
 def test_cors_is_answered_once(stacks: list[Stack]) -> None:

@@ -20,6 +20,7 @@ from template import REGION, Resolver, Template, parse, source, translate, value
 UNKNOWN = "moto's CloudFormation does not know it: it makes nothing, and fails where the resource is referred to"
 LEFT_OUT = {
     "AWS::ApiGateway::ApiKey": UNKNOWN,
+    "AWS::ApiGateway::GatewayResponse": UNKNOWN,
     "AWS::ApiGateway::Stage": UNKNOWN,
     "AWS::ApiGateway::UsagePlan": UNKNOWN,
     "AWS::ApiGateway::UsagePlanKey": UNKNOWN,
