@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -109,13 +110,23 @@ def test_a_model_on_efs(account: Account, clone: Path, int8_only: tuple[Path, li
     assert account.outputs("embeddings") == outputs
 
 
-def test_a_model_in_the_package(account: Account, clone: Path, int8: Embedder) -> None:
+def test_a_model_in_the_package(
+    account: Account, clone: Path, int8_only: tuple[Path, list[str]], int8: Embedder
+) -> None:
+    """And another one after it, which answers as soon as it is deployed."""
+    first, second = int8_only[1]
     ran = make_deploy(account, clone, IN_PACKAGE)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     outputs = account.outputs("embeddings")
     assert outputs["ModelStorage"] == "package"
     assert list(account.functions) == [outputs["FunctionAlias"]]
     assert_embeds(account.functions[outputs["FunctionAlias"]], int8)
+    assert served(account) == first
+
+    with other_model(clone, second):
+        ran = make_deploy(account, clone, IN_PACKAGE)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert served(account) == second
 
 
 def test_nothing_is_published_to_a_stack_that_could_not_be_created(account: Account, clone: Path) -> None:
@@ -125,6 +136,22 @@ def test_nothing_is_published_to_a_stack_that_could_not_be_created(account: Acco
     assert "Failed to create/update the stack: refused" in ran.stderr
     assert "ROLLBACK_COMPLETE" in ran.stdout
     assert "deploy publish" not in ran.stdout + ran.stderr
+
+
+@contextmanager
+def other_model(clone: Path, version: str) -> Iterator[None]:
+    """The version in use on this machine is another one."""
+    current = clone / "build" / "ml-models" / MODEL_NAME / "current"
+    before = current.read_text()
+    current.write_text(version)
+    yield
+    current.write_text(before)
+
+
+def served(account: Account, stack: str = "embeddings") -> str:
+    """The version of the model that the alias answers with."""
+    version: str = account.functions[account.outputs(stack)["FunctionAlias"]].send("/info").json()["artifact_version"]
+    return version
 
 
 def assert_embeds(function: Local, int8: Embedder) -> None:

@@ -115,10 +115,10 @@ def resolve(combinations: Sequence[Parameters], *options: str) -> list[dict[str,
     return found
 
 
-def resolved_stacks(combinations: Sequence[Parameters]) -> list[Stack]:
+def resolved_stacks(combinations: Sequence[Parameters], *options: str) -> list[Stack]:
     return [
         Stack(parameters, found["template"]["Resources"], found["template"]["Outputs"], found["broken"])
-        for parameters, found in zip(combinations, resolve(combinations), strict=True)
+        for parameters, found in zip(combinations, resolve(combinations, *options), strict=True)
     ]
 
 
@@ -646,6 +646,8 @@ def test_snapstart_and_provisioned_concurrency_are_set_as_asked(stacks: list[Sta
         assert provisioned == ({"ProvisionedConcurrentExecutions": wanted} if wanted else None), str(stack)
 
 
+CODE = {"EmbeddingFunction": [True, True], "LoaderFunction": [False, False], "ModelLayer": [False, True]}
+"""What is uploaded, and whether the function changes with it: the model on EFS, the model in the package."""
 CHANGES = [
     {"ModelStorage": "package"},
     {**IN_PACKAGE},
@@ -673,9 +675,20 @@ def test_a_version_is_replaced_where_the_function_changes_and_nowhere_else(sourc
     before, *after = resolved_stacks([{}, *CHANGES])
     assert source["Parameters"].keys() == set().union(*CHANGES)
     for stack in after:
-        function_changed = versioned(stack) != versioned(before)
-        version_changed = description(stack) != description(before)
-        assert function_changed == version_changed, str(stack)
+        assert (versioned(stack) != versioned(before)) == (version(stack) != version(before)), str(stack)
+
+
+@pytest.mark.parametrize("uploaded", CODE)
+def test_a_version_is_replaced_where_what_was_uploaded_for_it_changes(uploaded: str) -> None:
+    """Code, or with the model in the package the model, whose layer SAM does not look at behind a condition (aws/
+    serverless-application-model#3610)."""
+    settings = [{}, IN_PACKAGE]
+    after = resolved_stacks(settings, "--uploaded", json.dumps({uploaded: "s3://deployment/other.zip"}))
+    changed = []
+    for before, stack in zip(resolved_stacks(settings), after, strict=True):
+        assert (versioned(stack) != versioned(before)) == (version(stack) != version(before)), str(stack)
+        changed.append(version(stack) != version(before))
+    assert changed == CODE[uploaded]
 
 
 def test_a_restart_makes_another_version() -> None:
@@ -706,10 +719,10 @@ def versioned(stack: Stack) -> dict[str, Any]:
     }
 
 
-def description(stack: Stack) -> str:
-    [version] = stack.of_type("AWS::Lambda::Version").values()
-    found: str = version["Description"]
-    return found
+def version(stack: Stack) -> tuple[str, str]:
+    """Name and description, by which CloudFormation tells whether it is another one."""
+    [(name, made)] = stack.of_type("AWS::Lambda::Version").items()
+    return name, made["Description"]
 
 
 def test_the_longest_description_of_a_version_is_short_enough(source: dict[str, Any]) -> None:
@@ -729,7 +742,11 @@ def test_the_longest_description_of_a_version_is_short_enough(source: dict[str, 
         pattern = source["Parameters"][name]["AllowedPattern"]
         assert re.fullmatch(pattern, longest[name])
         assert not re.fullmatch(pattern, longest[name] + "a")
-    assert len(description(resolved_stacks([longest])[0])) <= MAX_DESCRIPTION_CHARACTERS
+    packaged = {name: value for name, value in longest.items() if name not in OWN_VPC} | IN_PACKAGE
+    for stack in resolved_stacks([longest, packaged]):
+        described = re.sub("<ModelLayer.*:$", 10 * "9", version(stack)[1])
+        assert "<" not in described
+        assert len(described) <= MAX_DESCRIPTION_CHARACTERS
 
 
 def test_traffic_moves_by_a_role_for_this_function_alone(everything: Stack) -> None:

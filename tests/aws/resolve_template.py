@@ -1,11 +1,13 @@
 """What template.yaml becomes for given parameters. Standard input: a list of {PARAMETER: VALUE} as JSON.
 
 Prints for each, as JSON: "template", its references as text; "broken", the sentences of the Rules that refuse it; and,
-with --lint, "lint", what cfn-lint says of it. Runs in the environment that `make aws-tools` makes.
+with --lint, "lint", what cfn-lint says of it. With --uploaded '{RESOURCE: "s3://..."}' these have other code. Runs in
+the environment that `make aws-tools` makes.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from collections.abc import Mapping
@@ -15,14 +17,18 @@ from cfnlint.api import ManualArgs, lint
 from template import REGION, Resolver, as_json, plain, source, translate
 
 
-def main(options: list[str]) -> None:
-    translated = translate(source())
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--lint", action="store_true")
+    parser.add_argument("--uploaded", type=json.loads)
+    options = parser.parse_args()
+    translated = translate(source(options.uploaded))
     found = []
     for parameters in json.load(sys.stdin):
         resolver = Resolver(translated, parameters)
         template = resolver.template()
         resolved = {"template": plain(template), "broken": resolver.broken_rules()}
-        found.append(resolved | ({"lint": problems(template)} if "--lint" in options else {}))
+        found.append(resolved | ({"lint": problems(template)} if options.lint else {}))
     json.dump(found, sys.stdout)
 
 
@@ -32,4 +38,4 @@ def problems(template: Mapping[str, Any]) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -32,9 +32,9 @@ CODE = {"EmbeddingFunction": "CodeUri", "LoaderFunction": "CodeUri", "ModelLayer
 Template = dict[str, Any]
 
 
-def source() -> Template:
-    """The file itself, as if its code had been uploaded."""
-    return with_code(parse(TEMPLATE.read_text()))
+def source(uploaded: Mapping[str, str] | None = None) -> Template:
+    """The file itself, as if its code had been uploaded; `uploaded` gives addresses by the names of resources."""
+    return with_code(parse(TEMPLATE.read_text()), uploaded)
 
 
 def parse(text: str) -> Template:
@@ -43,9 +43,10 @@ def parse(text: str) -> Template:
     return template
 
 
-def with_code(template: Template) -> Template:
+def with_code(template: Template, uploaded: Mapping[str, str] | None = None) -> Template:
+    addresses = {**dict.fromkeys(CODE, "s3://deployment/code.zip"), **(uploaded or {})}
     for name, where in CODE.items():
-        template["Resources"][name]["Properties"][where] = "s3://deployment/code.zip"
+        template["Resources"][name]["Properties"][where] = addresses[name]
     return template
 
 
@@ -145,6 +146,10 @@ def plain(value: Any) -> Any:
         return f"<{value['Ref']}>"
     if value.keys() == {"Fn::GetAtt"}:
         return "<{}.{}>".format(*value["Fn::GetAtt"])
+    if value.keys() == {"Fn::Select"} and value["Fn::Select"][1].keys() == {"Fn::Split"}:
+        number, split = value["Fn::Select"]
+        separator, text = split["Fn::Split"]
+        return f"{plain(text)} at {number} between {separator}"
     if value.keys() == {"Fn::Sub"}:
         text, given = value["Fn::Sub"] if isinstance(value["Fn::Sub"], list) else (value["Fn::Sub"], {})
         return re.sub(

@@ -2,9 +2,9 @@
 
 template_for_moto.py [FILE] takes the template from FILE, as `sam deploy` has written and uploaded it.
 
-Prints for each, as JSON: "template"; "parameters", the value of each; and "by_name", the outputs that this file gives
-instead of moto. What a Rule refuses ends it with the Rule's sentence. Runs in the environment that `make aws-tools`
-makes.
+Prints for each, as JSON: "template"; "parameters", the value of each; "version", the resource of the function's
+version; and "by_name", the outputs that this file gives instead of moto. What a Rule refuses ends it with the Rule's
+sentence. Runs in the environment that `make aws-tools` makes.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ LEFT_OUT = {
     "AWS::CloudWatch::Alarm": UNKNOWN,
     "AWS::CodeDeploy::Application": UNKNOWN,
     "AWS::CodeDeploy::DeploymentGroup": UNKNOWN,
-    "AWS::Lambda::Alias": f"{UNKNOWN}; it is made by Lambda's API afterwards",
+    "AWS::Lambda::Alias": UNKNOWN,
     "AWS::Lambda::Permission": "it permits to call the alias, which is not there yet",
     "AWS::Lambda::Url": UNKNOWN,
+    "AWS::Lambda::Version": "moto replaces none of which the description changes",
     "AWS::S3::BucketPolicy": UNKNOWN,
 }
 """Types of resources that are not created, and why."""
@@ -59,7 +60,9 @@ def for_moto(translated: Template, parameters: Mapping[str, str]) -> dict[str, A
     known = {name: made for name, made in template["Resources"].items() if made["Type"] not in LEFT_OUT}
     replaced = with_stand_ins({**template, "Resources": known})
     by_name = [name for name, output in template["Outputs"].items() if replaced["Outputs"][name] != output]
-    return {"template": replaced, "parameters": values(translated, parameters), "by_name": by_name}
+    version = {name: made for name, made in template["Resources"].items() if made["Type"] == "AWS::Lambda::Version"}
+    given = values(translated, parameters)
+    return {"template": replaced, "parameters": given, "version": version, "by_name": by_name}
 
 
 def with_stand_ins(value: Any) -> Any:

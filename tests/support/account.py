@@ -1,25 +1,41 @@
 """An account that `sam deploy` can deploy to: moto, with what CloudFormation and Lambda do beside.
 
 The template of a change set is transformed. The stack that it makes has outputs, and its functions run, with the code
-that was uploaded for them.
+that was uploaded for them. What is behind the alias runs anew where CloudFormation would publish another version, and
+nowhere else.
 """
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import Any
 from urllib.parse import urlsplit
 
 from tests.support.cloud import Cloud, Fields
 from tests.support.servers import Local
-from tests.support.stack import Parameters, StackTemplate, create_alias, outputs_of, templates_for_moto
+from tests.support.stack import Parameters, StackTemplate, outputs_of, templates_for_moto
 
-FUNCTIONS = {"LoaderName": "LoaderFunction", "FunctionAlias": "EmbeddingFunction"}
-"""Outputs that name functions, and the resources."""
+
+@dataclass(frozen=True)
+class Published:
+    """A version of a function, as JSON."""
+
+    resource: str
+    """The template's, which CloudFormation replaces where the name or a property is another."""
+    function: str
+    """What the version keeps: Lambda makes no second version of it."""
+
+    @classmethod
+    def of(cls, template: StackTemplate) -> Published:
+        function = template.template["Resources"]["EmbeddingFunction"]["Properties"]
+        kept = {name: value for name, value in function.items() if name != "ReservedConcurrentExecutions"}
+        return cls(json.dumps(template.version), json.dumps(kept))
 
 
 @dataclass
@@ -33,6 +49,10 @@ class Account(Cloud):
     """Names of stacks whose creation fails."""
     templates: dict[str, StackTemplate] = field(default_factory=dict)
     """By the names of stacks."""
+    proposed: dict[str, StackTemplate] = field(default_factory=dict)
+    """Of the last change set."""
+    live: dict[str, Published] = field(default_factory=dict)
+    """What the alias has, by the names of stacks."""
 
     @property
     def efs(self) -> Path:
@@ -69,25 +89,30 @@ class Account(Cloud):
         packaged.write_bytes(self._object(bucket, key))
         previous = self.templates[stack].parameters if stack in self.templates else {}
         [made] = templates_for_moto([given_parameters(fields, previous)], packaged)
-        self.templates[stack] = made
+        self.proposed[stack] = made
         kept = {name: value for name, value in fields.items() if not name.startswith(("Parameters.", "TemplateURL"))}
         # All of them: moto, unlike CloudFormation, has no previous value of a parameter that was left to its default.
         for number, (parameter, value) in enumerate(made.parameters.items(), 1):
             kept[f"Parameters.member.{number}.ParameterKey"] = parameter
             kept[f"Parameters.member.{number}.ParameterValue"] = value
-        return {**kept, "TemplateBody": json.dumps(made.template)}
+        return {**kept, "TemplateBody": json.dumps(without_layers(made.template))}
 
     def _execute(self, stack: str) -> None:
-        """Give a new stack its outputs and run its functions."""
+        """Give a stack its outputs and run its functions."""
         cloudformation = self.client("cloudformation")
         template = cloudformation.get_template(StackName=stack)["TemplateBody"]
         # It changes nothing: only an update has moto find out the outputs of a stack that a change set has made.
         cloudformation.update_stack(StackName=stack, TemplateBody=json.dumps(template))
-        if stack in self.templates:
-            outputs = self.outputs(stack)
-            create_alias(self.client("lambda"), outputs)
-            for output in FUNCTIONS.keys() & outputs.keys():
-                self._run(outputs[output], FUNCTIONS[output], self.templates[stack])
+        if stack not in self.proposed:  # sam's own, of its bucket
+            return
+        self.templates[stack] = made = self.proposed.pop(stack)
+        outputs = self.outputs(stack)
+        if "LoaderName" in outputs:
+            self._run(outputs["LoaderName"], "LoaderFunction", made)
+        wanted, live = Published.of(made), self.live.get(stack)
+        if live is None or live.resource != wanted.resource:
+            self.live[stack] = wanted
+            self._run(outputs["FunctionAlias"], "EmbeddingFunction", made)
 
     def _run(self, function: str, resource: str, of: StackTemplate) -> None:
         roots = {"mnt": self.folder / "mnt"}
@@ -112,6 +137,14 @@ class Account(Cloud):
     def _object(self, bucket: str, key: str) -> bytes:
         content: bytes = self.client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
         return content
+
+
+def without_layers(template: dict[str, Any]) -> dict[str, Any]:
+    """A template whose functions have no layers: moto cannot update one that has."""
+    resources = copy.deepcopy(template["Resources"])
+    for made in resources.values():
+        made["Properties"].pop("Layers", None)
+    return {**template, "Resources": resources}
 
 
 def given_parameters(fields: Fields, previous: Parameters) -> Parameters:

@@ -144,7 +144,7 @@ class Cloud:
 
     def run(self, function: str, start: Callable[..., Local], mount: Callable[[str], Path], *options: str) -> None:
         """Run a function as the stack has it. `mount` gives the folder here for the place of its models there."""
-        made = self.client("lambda").get_function_configuration(FunctionName=function)
+        made = self.client("lambda").get_function_configuration(FunctionName=function.removesuffix(":live"))
         variables = made["Environment"]["Variables"]
         variables["MODEL_CACHE_DIR"] = str(mount(variables["MODEL_CACHE_DIR"]))
         limits = ("--timeout", str(made["Timeout"]), "--memory", str(made["MemorySize"]))

@@ -59,6 +59,8 @@ class StackTemplate:
 
     template: dict[str, Any]
     parameters: Parameters
+    version: dict[str, Any]
+    """Name and resource of the function's version, which moto does not make."""
     by_name: list[str]
     """Outputs that are given by name, as their resources are among those that moto does not know."""
 
@@ -94,19 +96,11 @@ def create_stack(client: Callable[[str], Any], name: str, of: StackTemplate) -> 
     cloudformation.create_stack(StackName=name, TemplateBody=body, Parameters=parameters, Capabilities=capabilities)
     [made] = cloudformation.describe_stacks(StackName=name)["Stacks"]
     assert made["StackStatus"] == "CREATE_COMPLETE", made.get("StackStatusReason")
-    outputs = outputs_of(made)
-    create_alias(client("lambda"), outputs)
-    return outputs
+    return outputs_of(made)
 
 
 def outputs_of(described: Mapping[str, Any]) -> dict[str, str]:
     return {output["OutputKey"]: output["OutputValue"] for output in described.get("Outputs", ())}
-
-
-def create_alias(lambda_: Any, outputs: Mapping[str, str]) -> None:
-    """Make the function's alias, which is left out of what moto creates."""
-    function, _, alias = outputs["FunctionAlias"].rpartition(":")
-    lambda_.create_alias(FunctionName=function, Name=alias, FunctionVersion="1")
 
 
 def upload_code(s3: Any, bucket: str, key: str) -> None:
