@@ -94,13 +94,19 @@ class Record:
         if self._with_texts:
             line["content"] = [text[:TEXT_CHARACTERS] for text in self.texts]
         if self._namespace:
+            if server_error:
+                line["version"] = os.environ.get("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
             line |= {"function": os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "local"), "_aws": self._metrics(line)}
         write_line(line)
 
     def _metrics(self, line: dict[str, Any]) -> dict[str, Any]:
         metrics = [{"Name": name, "Unit": unit} for name, unit in METRICS.items() if name in line]
-        directive = {"Namespace": self._namespace, "Dimensions": [["function"]], "Metrics": metrics}
-        return {"Timestamp": int(time.time() * 1000), "CloudWatchMetrics": [directive]}
+        directives = [{"Namespace": self._namespace, "Dimensions": [["function"]], "Metrics": metrics}]
+        if "version" in line:  # a deployment watches the faults of its version alone
+            faults = [{"Name": "server_errors", "Unit": METRICS["server_errors"]}]
+            of_version = {"Namespace": self._namespace, "Dimensions": [["function", "version"]], "Metrics": faults}
+            directives.append(of_version)
+        return {"Timestamp": int(time.time() * 1000), "CloudWatchMetrics": directives}
 
 
 def incident(request_id: str, error: BaseException) -> None:

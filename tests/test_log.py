@@ -51,12 +51,22 @@ LEVELS = {2: "INFO", 4: "WARN", 5: "ERROR"}
 
 
 def check_metrics(line: dict[str, Any]) -> list[str]:
-    """Check a line as CloudWatch's "Specification: Embedded metric format" has it. The names of its metrics."""
+    """Check a line as CloudWatch's "Specification: Embedded metric format" has it. The names of its metrics.
+
+    A fault of ours is a metric of the function's version too.
+    """
     assert set(line["_aws"]) == {"Timestamp", "CloudWatchMetrics"}
     stamp = line["_aws"]["Timestamp"]
     assert type(stamp) is int
     assert abs(stamp / 1000 - time.time()) < 3600  # milliseconds, not seconds
-    (directive,) = line["_aws"]["CloudWatchMetrics"]
+    directive, *of_version = line["_aws"]["CloudWatchMetrics"]
+    fault = {
+        **directive,
+        "Dimensions": [["function", "version"]],
+        "Metrics": [{"Name": "server_errors", "Unit": "Count"}],
+    }
+    assert of_version == ([fault] if "server_errors" in line else [])
+    assert not of_version or 0 < len(line["version"]) <= 1024
     assert set(directive) == {"Namespace", "Dimensions", "Metrics"}
     assert 0 < len(directive["Namespace"]) <= 255
     assert directive["Dimensions"]

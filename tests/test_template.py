@@ -752,9 +752,24 @@ def test_the_longest_description_of_a_version_is_short_enough(source: dict[str, 
 def test_traffic_moves_by_a_role_for_this_function_alone(everything: Stack) -> None:
     [group] = everything.of_type("AWS::CodeDeploy::DeploymentGroup").values()
     assert group["ServiceRoleArn"] == "<DeploymentRole.Arn>"
-    assert {each["Name"] for each in group["AlarmConfiguration"]["Alarms"]} == {"<CanaryAlarm>", "<FaultAlarm>"}
     shift = next(each for each in statements(everything) if "lambda:UpdateAlias" in each.actions)
     assert shift.resources == ("<EmbeddingFunction.Arn>", "<EmbeddingFunction.Arn>:*")
+
+
+def test_only_the_version_being_deployed_can_stop_its_deployment(stacks: list[Stack]) -> None:
+    """CodeDeploy starts nothing while an alarm that it watches goes off, and what is live may be what is to be mended
+    (aws/serverless-application-model#716). An alarm that is changed keeps its state: one of another name has none."""
+    for stack in stacks:
+        [group] = stack.of_type("AWS::CodeDeploy::DeploymentGroup").values()
+        watched = {each["Name"].strip("<>") for each in group["AlarmConfiguration"]["Alarms"]}
+        with_metrics = "MetricsNamespace" not in stack.parameters
+        assert watched == ({"CanaryAlarm", "CanaryFaultAlarm"} if with_metrics else {"CanaryAlarm"}), str(stack)
+        of_version = f"<{version(stack)[0]}.Version>"
+        for name in watched:
+            alarm = stack.properties(name)
+            assert of_version in [each["Value"] for each in alarm["Dimensions"]], (str(stack), name)
+            assert alarm["AlarmName"].startswith("embeddings-"), (str(stack), name)
+            assert alarm["AlarmName"].endswith(f"-{of_version}"), (str(stack), name)
 
 
 # What watches it
@@ -777,25 +792,29 @@ def test_alarms_watch_metrics_that_are_published(stacks: list[Stack]) -> None:
             "Resource": "<EmbeddingFunction>:live",
             "ExecutedVersion": f"<{version}.Version>",
         },
+        "CanaryFaultAlarm": {"function": "<EmbeddingFunction>", "version": f"<{version}.Version>"},
         "FaultAlarm": {"function": "<EmbeddingFunction>"},
         "FileSystemAlarm": {"FileSystemId": "<FileSystem>"},
     }
     for stack in stacks:
         alarms = stack.of_type("AWS::CloudWatch::Alarm")
         assert {"CanaryAlarm", "ConcurrencyAlarm", "DurationAlarm", "ErrorAlarm", "ThrottleAlarm"} <= alarms.keys()
-        assert ("FaultAlarm" in alarms) == ("MetricsNamespace" not in stack.parameters)
+        for name in ("CanaryFaultAlarm", "FaultAlarm"):
+            assert (name in alarms) == ("MetricsNamespace" not in stack.parameters)
         assert ("FileSystemAlarm" in alarms) == stack.on_efs
         for name, alarm in alarms.items():
             if "MetricName" in alarm:
                 found = {each["Name"]: each["Value"] for each in alarm["Dimensions"]}
                 assert found == dimensions.get(name, {"FunctionName": "<EmbeddingFunction>"})
-            assert ("AlarmActions" in alarm) == ("AlarmEmail" in stack.parameters), (str(stack), name)
+            tells = "AlarmEmail" in stack.parameters and name != "CanaryFaultAlarm"  # FaultAlarm tells the same
+            assert ("AlarmActions" in alarm) == tells, (str(stack), name)
             assert alarm["TreatMissingData"] == "notBreaching"
 
 
 def test_custom_metrics_are_ones_that_the_function_writes(everything: Stack) -> None:
-    assert everything.properties("FaultAlarm")["MetricName"] in METRICS
-    assert everything.properties("FaultAlarm")["Namespace"] == variables(everything)["METRICS_NAMESPACE"]
+    for name in ("CanaryFaultAlarm", "FaultAlarm"):
+        assert everything.properties(name)["MetricName"] in METRICS
+        assert everything.properties(name)["Namespace"] == variables(everything)["METRICS_NAMESPACE"]
 
 
 def test_the_dashboard_is_json_and_shows_latency_cold_starts_tokens_and_errors(stacks: list[Stack]) -> None:
