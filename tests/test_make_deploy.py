@@ -113,7 +113,7 @@ def test_a_model_on_efs(account: Account, clone: Path, int8_only: tuple[Path, li
 def test_a_model_in_the_package(
     account: Account, clone: Path, int8_only: tuple[Path, list[str]], int8: Embedder
 ) -> None:
-    """And another one after it, which answers as soon as it is deployed."""
+    """And another one after it, whose deployment an alarm stops; the second try puts it into use."""
     first, second = int8_only[1]
     ran = make_deploy(account, clone, IN_PACKAGE)
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -124,9 +124,17 @@ def test_a_model_in_the_package(
     assert served(account) == first
 
     with other_model(clone, second):
+        account.stopped.add("embeddings")
         ran = make_deploy(account, clone, IN_PACKAGE)
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    assert served(account) == second
+        assert "Failed to create/update the stack: embeddings" in ran.stderr
+        assert account.refusals["embeddings"] == "The deployment was stopped by an alarm"
+        assert served(account) == first
+
+        account.stopped.clear()
+        ran = make_deploy(account, clone, IN_PACKAGE)
+        assert ran.returncode == 0, (account.refusals, ran.stdout + ran.stderr)
+        assert served(account) == second
+    assert account.versions["embeddings"] == [account.live["embeddings"]]
 
 
 def test_nothing_is_published_to_a_stack_that_could_not_be_created(account: Account, clone: Path) -> None:

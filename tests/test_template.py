@@ -678,6 +678,12 @@ def test_a_version_is_replaced_where_the_function_changes_and_nowhere_else(sourc
         assert (versioned(stack) != versioned(before)) == (version(stack) != version(before)), str(stack)
 
 
+def test_a_version_goes_when_it_is_live_no_more(stacks: list[Stack]) -> None:
+    """One that a rollback left behind would keep the same version from being published by the next try."""
+    for stack in stacks:
+        assert stack.resources[version(stack)[0]]["DeletionPolicy"] == "Delete", str(stack)
+
+
 @pytest.mark.parametrize("uploaded", CODE)
 def test_a_version_is_replaced_where_what_was_uploaded_for_it_changes(uploaded: str) -> None:
     """Code, or with the model in the package the model, whose layer SAM does not look at behind a condition (aws/

@@ -53,6 +53,12 @@ class Account(Cloud):
     """Of the last change set."""
     live: dict[str, Published] = field(default_factory=dict)
     """What the alias has, by the names of stacks."""
+    versions: dict[str, list[Published]] = field(default_factory=dict)
+    """What Lambda has, by the names of stacks."""
+    stopped: set[str] = field(default_factory=set)
+    """Names of stacks whose deployments an alarm stops, once they are there."""
+    refusals: dict[str, str] = field(default_factory=dict)
+    """Why the last update of a stack was rolled back."""
 
     @property
     def efs(self) -> Path:
@@ -67,11 +73,13 @@ class Account(Cloud):
 
     def answered(self, fields: Fields, content: bytes) -> bytes:
         stack = fields.get("StackName", "")
-        if stack in self.rolled_back:
-            if fields["Action"] in ("DescribeStacks", "DescribeStackEvents"):
-                return content.replace(b"CREATE_COMPLETE", b"ROLLBACK_COMPLETE")
-        elif fields["Action"] == "ExecuteChangeSet":
+        if fields["Action"] == "ExecuteChangeSet" and stack not in self.rolled_back:
             self._execute(stack)
+        if fields["Action"] in ("DescribeStacks", "DescribeStackEvents"):
+            if stack in self.rolled_back:
+                return content.replace(b"CREATE_COMPLETE", b"ROLLBACK_COMPLETE")
+            if stack in self.refusals:
+                return content.replace(b"UPDATE_COMPLETE", b"UPDATE_ROLLBACK_COMPLETE")
         return super().answered(fields, content)
 
     def outputs(self, stack: str) -> dict[str, str]:
@@ -90,6 +98,7 @@ class Account(Cloud):
         previous = self.templates[stack].parameters if stack in self.templates else {}
         [made] = templates_for_moto([given_parameters(fields, previous)], packaged)
         self.proposed[stack] = made
+        self.refusals.pop(stack, None)
         kept = {name: value for name, value in fields.items() if not name.startswith(("Parameters.", "TemplateURL"))}
         # All of them: moto, unlike CloudFormation, has no previous value of a parameter that was left to its default.
         for number, (parameter, value) in enumerate(made.parameters.items(), 1):
@@ -105,14 +114,41 @@ class Account(Cloud):
         cloudformation.update_stack(StackName=stack, TemplateBody=json.dumps(template))
         if stack not in self.proposed:  # sam's own, of its bucket
             return
-        self.templates[stack] = made = self.proposed.pop(stack)
+        made = self.proposed.pop(stack)
+        new = self._published(stack, made)
+        if stack in self.refusals:
+            before = self.templates[stack]
+            parameters = [{"ParameterKey": name, "ParameterValue": value} for name, value in before.parameters.items()]
+            body = json.dumps(without_layers(before.template))
+            cloudformation.update_stack(StackName=stack, TemplateBody=body, Parameters=parameters)
+            return
+        self.templates[stack] = made
         outputs = self.outputs(stack)
         if "LoaderName" in outputs:
             self._run(outputs["LoaderName"], "LoaderFunction", made)
-        wanted, live = Published.of(made), self.live.get(stack)
-        if live is None or live.resource != wanted.resource:
-            self.live[stack] = wanted
+        if new:
             self._run(outputs["FunctionAlias"], "EmbeddingFunction", made)
+
+    def _published(self, stack: str, made: StackTemplate) -> bool:
+        """Whether the alias has got another version, if it should and nothing prevents it."""
+        wanted, live, versions = Published.of(made), self.live.get(stack), self.versions.setdefault(stack, [])
+        if live and live.resource == wanted.resource:
+            return False
+        if versions and versions[-1].function == wanted.function:
+            self.refusals[stack] = "A version for this Lambda function exists"
+            return False
+        versions.append(wanted)
+        [resource] = made.version.values()
+        deletes = resource.get("DeletionPolicy", "Delete") == "Delete"
+        if live and stack in self.stopped:
+            if deletes:
+                versions.remove(wanted)
+            self.refusals[stack] = "The deployment was stopped by an alarm"
+            return False
+        if live and deletes:
+            versions.remove(live)
+        self.live[stack] = wanted
+        return True
 
     def _run(self, function: str, resource: str, of: StackTemplate) -> None:
         roots = {"mnt": self.folder / "mnt"}
