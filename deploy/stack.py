@@ -13,9 +13,10 @@ import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import boto3
@@ -28,12 +29,24 @@ GENERATION = "MODEL_GENERATION"
 """Environment variable that the function does not read: a new value makes a new version of the function."""
 RESTART_SECONDS = 1800.0
 POLL_SECONDS = 3.0
+WAKE_SECONDS = 600.0
+WAKE_POLL_SECONDS = 10.0
 
 _GENERATION_LINE = re.compile(rf"""(["']?\b{GENERATION}["']?\s*:\s*)("[^"]*"|'[^']*'|[\w.-]+)""")
 _DONE = ("UPDATE_COMPLETE", "UPDATE_COMPLETE_CLEANUP_IN_PROGRESS")
 _CONFIG = Config(connect_timeout=10, retries={"mode": "standard", "total_max_attempts": 3})
 # A load takes minutes. Asking for it twice does no harm.
 _INVOKE_CONFIG = _CONFIG.merge(Config(read_timeout=910, tcp_keepalive=True))
+
+
+_NOT_READY = frozenset(
+    (
+        *("ResourceNotReadyException", "ENINotReadyException", "ResourceConflictException", "EC2ThrottledException"),
+        *("EFSMountConnectivityException", "EFSMountTimeoutException", "CodeArtifactUserPendingException"),
+    )
+)
+"""What Lambda answers while it makes a function's network interfaces anew, of which it takes back those that had no
+request for 14 days, or while it changes the function."""
 
 
 class PublishError(DeployError):
@@ -122,7 +135,7 @@ class Aws:
         """The function's result. Raises FunctionFailedError with what the function raised."""
         client = self.client("lambda", _INVOKE_CONFIG)
         with aws_errors(f"invoke {function}"):
-            response = client.invoke(FunctionName=function, Payload=json.dumps(event).encode())
+            response = _once_ready(function, partial(client.invoke, FunctionName=function, Payload=json.dumps(event)))
             result = json.loads(response["Payload"].read())
         if "FunctionError" in response:
             kind, message = result.get("errorType", "error"), result.get("errorMessage", "without a message")
@@ -201,6 +214,23 @@ class Aws:
         return found
 
 
+def _once_ready(function: str, call: Callable[[], Any]) -> Any:
+    """What a call of a function gives, as soon as Lambda has made its network interfaces. Raises ClientError."""
+    started = time.monotonic()
+    while True:
+        try:
+            return call()
+        except boto.ClientError as error:
+            seconds, code = time.monotonic() - started, error.response["Error"]["Code"]
+            if code not in _NOT_READY or seconds >= WAKE_SECONDS:
+                raise
+        print(
+            f"{function} is not ready yet ({code}), tried for {seconds:.0f} s of at most {WAKE_SECONDS:.0f} s",
+            flush=True,
+        )
+        time.sleep(WAKE_POLL_SECONDS)
+
+
 def with_generation(template: str | Mapping[str, Any], generation: str) -> str:
     """A template with a new value of MODEL_GENERATION. boto3 returns a template in JSON as a mapping.
 
@@ -242,8 +272,12 @@ _CODE_REMEDIES: Mapping[str, str] = {
         ),
         _CREDENTIALS,
     ),
-    **dict.fromkeys(("NoSuchBucket", "404"), "give the stack's output ArtifactBucketName as --bucket, or use --stack"),
-    "ResourceNotFoundException": "give the stack's output LoaderName as --loader, or use --stack",
+    **dict.fromkeys(("NoSuchBucket", "404"), "give the stack's output ArtifactBucketName as --bucket, or --stack"),
+    "ResourceNotFoundException": "give the stack's output LoaderName as --loader, or --stack",
+    **dict.fromkeys(
+        _NOT_READY,
+        "if it lasts, see its State and StateReason: aws lambda get-function-configuration --function-name",
+    ),
     "TooManyRequestsException": "all environments are busy: run it again later",
 }
 

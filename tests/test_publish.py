@@ -196,6 +196,38 @@ def assert_updated(deployed: Deployed, version: str) -> None:
     assert variables == VARIABLES
 
 
+def test_functions_that_lambda_has_taken_the_network_of_are_waited_for(
+    deployed: Deployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after 14 days without a request, by all who ask a function."""
+    monkeypatch.setattr(stack, "WAKE_POLL_SECONDS", 0.01)
+    loader, alias = deployed.outputs["LoaderName"], deployed.outputs["FunctionAlias"]
+    first = deployed.take(deployed.versions[0])
+    codes = ["ResourceNotReadyException", "ENINotReadyException", "ResourceConflictException"]
+    deployed.cloud.asleep = {loader: [*codes], alias: ["EFSMountTimeoutException", "EFSMountConnectivityException"]}
+    status, out, err = deployed.deploy()
+    assert (status, err, deployed.in_use) == (0, "", first)
+    assert "83 vectors equal" in out
+    for code in codes:
+        assert f"{loader} is not ready yet ({code}), tried for 0 s of at most 600 s" in out
+    for command in (("rollback", first), ("list",)):
+        deployed.cloud.asleep = {loader: ["ResourceNotReadyException"]}
+        status, out, _ = deployed.deploy(command=command)
+        assert (status, f"{loader} is not ready yet" in out) == (0, True)
+
+
+def test_a_function_whose_network_does_not_come_back_is_told(
+    deployed: Deployed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stack, "WAKE_SECONDS", 0.0)
+    loader = deployed.outputs["LoaderName"]
+    deployed.cloud.asleep = {loader: ["ResourceNotReadyException"]}
+    status, _, err = deployed.deploy(command=("list",))
+    assert status == 1
+    assert f"cannot invoke {loader}: " in err
+    assert "see its State and StateReason: aws lambda get-function-configuration --function-name" in err
+
+
 def test_two_publishers_at_once_both_finish(deployed: Deployed, start: Callable[..., Local]) -> None:
     command = [sys.executable, "-m", "deploy", "publish", "--stack", STACK, "--output"]
     outputs = []

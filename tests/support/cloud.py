@@ -103,8 +103,18 @@ class Cloud:
     functions: dict[str, Local] = field(default_factory=dict)
     """By the names or ARNs that they are invoked by."""
     lambda_url: str = ""
+    asleep: dict[str, list[str]] = field(default_factory=dict)
+    """Codes of errors that a function's next invocations end with."""
     updates: list[Fields] = field(default_factory=list)
     """Of stacks."""
+
+    def refusal(self, function: str) -> tuple[int, str, str] | None:
+        """What Lambda answers instead of the function: status, code and message."""
+        if self.asleep.get(function):
+            return 409, self.asleep[function].pop(0), "The function is not active"
+        if function not in self.functions:
+            return 404, "ResourceNotFoundException", f"Function not found: {function}"
+        return None
 
     def asked(self, fields: Fields) -> Fields:
         """What moto is asked instead of this."""
@@ -178,12 +188,12 @@ def front(cloud: Cloud) -> Iterator[None]:
                 self.ask_cloudformation(dict(parse_qsl(body.decode(), keep_blank_values=True)))
 
         def invoke(self, name: str, body: bytes) -> None:
-            if name in cloud.functions:
+            if refusal := cloud.refusal(name):
+                status, code, message = refusal
+                self.answer(status, {"x-amzn-ErrorType": code}, json.dumps({"Message": message}).encode())
+            else:
                 url = f"{cloud.functions[name].invoke_url}/2015-03-31/functions/{quote('local')}/invocations"
                 self.answer(*self.pass_on(url, body))
-            else:
-                message = json.dumps({"Type": "User", "Message": f"Function not found: {name}"}).encode()
-                self.answer(404, {"x-amzn-ErrorType": "ResourceNotFoundException"}, message)
 
         def ask_cloudformation(self, fields: Fields) -> None:
             fields = cloud.asked(fields)
