@@ -43,7 +43,7 @@ class Result:
             rows=list(rows),
         )
 
-    def with_parameter(self, name: str, value: str) -> Result:
+    def with_parameter(self, name: str, value: Any) -> Result:
         """The same with one parameter more."""
         return replace(self, parameters={**self.parameters, name: value})
 

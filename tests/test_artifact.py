@@ -174,12 +174,12 @@ DAMAGE: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "current is reserved": (lambda m, v: (m / "current").write_text("NUL\n"), "holds 'NUL', not a version's name"),
     "current names itself": (lambda m, v: (m / "current").write_text("current\n"), "holds 'current', not"),
     "current is a pipe": (lambda m, v: replace_by_pipe(m / "current"), "holds '', not a version's name"),
-    "current is a folder": (lambda m, v: (m / "current").unlink() or (m / "current").mkdir(), "cannot read .*current"),
+    "current is a folder": (lambda m, v: replace_by_folder(m / "current"), "cannot read .*current"),
     "current leaves the folder": (lambda m, v: (m / "current").write_text("../x"), "not a version's name"),
     "current is binary": (lambda m, v: (m / "current").write_bytes(b"\xff\xfe"), "cannot read"),
     "manifest missing": (lambda m, v: (v / MANIFEST).unlink(), "manifest.json does not exist"),
     "manifest is a pipe": (lambda m, v: replace_by_pipe(v / MANIFEST), "manifest.json is not JSON"),
-    "manifest is a folder": (lambda m, v: (v / MANIFEST).unlink() or (v / MANIFEST).mkdir(), "cannot read .*manifest"),
+    "manifest is a folder": (lambda m, v: replace_by_folder(v / MANIFEST), "cannot read .*manifest"),
     "manifest empty": (lambda m, v: (v / MANIFEST).write_bytes(b""), "is not JSON"),
     "manifest cut": (lambda m, v: (v / MANIFEST).write_bytes((v / MANIFEST).read_bytes()[:-30]), "is not JSON"),
     "manifest of another version": (
@@ -201,6 +201,11 @@ def replace_by_pipe(path: Path) -> None:
     """Whoever opens it to read waits for a writer."""
     path.unlink()
     os.mkfifo(path)
+
+
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
 
 
 def truncate(path: Path) -> None:

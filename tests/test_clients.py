@@ -144,7 +144,7 @@ def interpreter(client: Client) -> list[str]:
 def assert_vectors(client: Client, vectors: list[list[float]], expected: np.ndarray) -> None:
     """Compare with what the embedder itself gives, shape (n, 384), float32."""
     if client.float32:
-        np.testing.assert_array_equal(np.float64(vectors), np.float64(expected))
+        np.testing.assert_array_equal(np.array(vectors, np.float64), expected.astype(np.float64))
     else:
         np.testing.assert_allclose(vectors, expected, rtol=1e-6)
 

@@ -67,7 +67,9 @@ texts = st.lists(a_text, min_size=1, max_size=16)
 @settings(max_examples=40, deadline=None)
 @given(batch=texts, seed=st.randoms(use_true_random=False))
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_vector_depends_on_its_text_alone(precision: str, batch: list[str], seed, int8, float32) -> None:
+def test_a_vector_depends_on_its_text_alone(
+    precision: str, batch: list[str], seed: random.Random, int8: Embedder, float32: Embedder
+) -> None:
     embedder = {"int8": int8, "fp32": float32}[precision]
     alone = np.concatenate([embedder.embed([text]).vectors for text in batch])
     order = list(range(len(batch)))
@@ -295,7 +297,7 @@ def test_vectors_that_are_not_finite_are_refused(value: float) -> None:
 
 @pytest.mark.parametrize("norm", [0, 0.99, 1.01])
 def test_unit_vectors_of_another_norm_are_refused(norm: float) -> None:
-    vectors = np.float32([[0, 1], [norm, 0]])
+    vectors = np.array([[0, 1], [norm, 0]], np.float32)
     if norm:
         check_vectors(vectors, unit=False)
     with pytest.raises(BadVectorError, match="for text 1"):

@@ -327,7 +327,12 @@ def test_the_check_itself_sees_a_fault_of_the_service(
 
 def test_the_check_itself_sees_a_log_of_two_lines(app: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     write: Callable[[dict[str, Any]], None] = app.log.write_line
-    monkeypatch.setattr(app.log, "write_line", lambda line: (write(line), print("more")))
+
+    def write_two(line: dict[str, Any]) -> None:
+        write(line)
+        print("more")
+
+    monkeypatch.setattr(app.log, "write_line", write_two)
     with pytest.raises(ValueError, match="Expecting value"):
         check(app, http_event('{"text": "a"}'))
     assert fuzz_events.MAX_RESPONSE_BYTES == MAX_REQUEST_BYTES

@@ -50,6 +50,7 @@ NAMES = ("manifest.json", "vocab.txt", "model_int8.onnx", "model_int8.onnx_data"
 """What a start reads."""
 RETRY_AFTER = {"model_unavailable": "5", "deadline_exceeded": "1"}
 Start = Callable[..., Local]
+StartLimited = Callable[..., tuple[Local, Limits]]
 
 
 @pytest.fixture
@@ -512,7 +513,7 @@ def multiply_output(model: Path, factor: float) -> None:
     proto = onnx.load(bad / "model_int8.onnx", load_external_data=False)
     (output,) = proto.graph.output
     proto.graph.node[-1].output[0] = "right"
-    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(factor), "factor"))
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.array(factor, np.float32), "factor"))
     proto.graph.node.append(onnx.helper.make_node("Mul", ["right", "factor"], [output.name]))
     onnx.save(proto, bad / "model_int8.onnx")
     manifest = parse_manifest(orjson.loads((bad / MANIFEST).read_bytes()))
@@ -758,7 +759,7 @@ def test_more_tokens_than_the_time_allows_are_refused_and_nobody_is_killed(start
 
 
 @pytest.fixture
-def start_limited(start: Start) -> Iterator[Start]:
+def start_limited(start: Start) -> Iterator[StartLimited]:
     """Start `python -m local` with a function that has so much memory and CPU at most; and the groups it is in."""
     if reason := unavailable():
         pytest.skip(reason)
@@ -783,7 +784,7 @@ def stop(local: Local) -> None:
     ("text", "truncate"), [("a", True), (" ", True), (".", False)], ids=["long words", "white space", "punctuation"]
 )
 def test_texts_that_take_long_to_tokenize_are_answered_in_time(
-    start_limited: Callable[..., tuple[Local, Limits]], text: str, truncate: bool, int8: Embedder
+    start_limited: StartLimited, text: str, truncate: bool, int8: Embedder
 ) -> None:
     """With the time that Lambda gives unless told otherwise, and the CPU of 512 MB."""
     local, _ = start_limited(None, 0.29, "--timeout", "3")
@@ -797,10 +798,12 @@ def test_texts_that_take_long_to_tokenize_are_answered_in_time(
     assert not any("Task timed out" in line for line in local.log)
 
 
-def test_a_pace_that_drops_in_a_request_is_503(load_app: LoadApp, int8: Embedder) -> None:
+def test_a_pace_that_drops_in_a_request_is_503(
+    load_app: LoadApp, monkeypatch: pytest.MonkeyPatch, int8: Embedder
+) -> None:
     """The embedder believes that it is very fast, begins, and sees that it is not."""
     app = load_app()
-    app.RESERVED_SECONDS = 0.0
+    monkeypatch.setattr(app, "RESERVED_SECONDS", 0.0)
     embedder = app.service.loaded_embedder()
     embedder.paces.of(embedder.threads).add(10**7, 1e-3)
 
@@ -820,9 +823,7 @@ def test_a_pace_that_drops_in_a_request_is_503(load_app: LoadApp, int8: Embedder
     check_vector(ask(app), int8)
 
 
-def test_a_process_out_of_memory_is_a_502_for_it_alone(
-    start_limited: Callable[..., tuple[Local, Limits]], int8: Embedder
-) -> None:
+def test_a_process_out_of_memory_is_a_502_for_it_alone(start_limited: StartLimited, int8: Embedder) -> None:
     local, limits = start_limited(128, None)
     check_vector(local.send("/embed", REQUEST), int8)
     assert not limits.out_of_memory()

@@ -51,7 +51,7 @@ SIZES = {
 T5_SIZES = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2}
 
 
-def bert(kind: type[PreTrainedModel] = BertModel, **settings: object) -> PreTrainedModel:
+def bert(kind: type[PreTrainedModel] = BertModel, /, **settings: object) -> PreTrainedModel:
     return shaken(kind(BertConfig(**SIZES | settings)))
 
 
@@ -60,7 +60,7 @@ def shaken(model: PreTrainedModel) -> PreTrainedModel:
     torch.manual_seed(0)
     with torch.no_grad():
         for weight in model.parameters():
-            weight += torch.randn_like(weight) * 0.1
+            weight.add_(torch.randn_like(weight) * 0.1)
     return model.eval()
 
 
@@ -756,6 +756,7 @@ def test_no_model_of_the_onnx_project_is_taken(tmp_path: Path) -> None:
     paths = list(Path(onnx.backend.test.loader.DATA_DIR).rglob("*.onnx"))
     for number, case in enumerate(cases[::20]):
         paths.append(tmp_path / f"{number}.onnx")
+        assert case.model is not None
         paths[-1].write_bytes(case.model.SerializeToString())
     assert len(paths) > 200
     for path in paths:

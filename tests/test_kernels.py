@@ -50,8 +50,8 @@ def instructions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 def assert_codes(codes: np.ndarray, rest: np.ndarray, exact: np.ndarray, inputs: Arrays) -> None:
     """Codes and rest of rows that are `exact`, float64 of shape (rows, channels)."""
     wanted, wanted_rest = reference.unrounded_codes(exact, inputs)
-    assert (codes.dtype, codes.shape) == (np.uint8, exact.shape)
-    assert (rest.dtype, rest.shape) == (np.float32, wanted_rest.shape)
+    assert (codes.dtype, codes.shape) == (np.dtype(np.uint8), exact.shape)
+    assert (rest.dtype, rest.shape) == (np.dtype(np.float32), wanted_rest.shape)
     scale = wanted_rest[:, 0]
     np.testing.assert_allclose(rest[:, 0], scale, rtol=1e-4)
     np.testing.assert_allclose(rest[:, 1], wanted_rest[:, 1], atol=1e-3 * scale.max())
@@ -137,7 +137,7 @@ def test_quantize(channels: list[int]) -> None:
 def quantized(*row: float) -> tuple[list[int], list[float]]:
     """Codes and rest of one row of 16 channels, the rest of which repeat its last number."""
     x = np.array([[*row, *[row[-1]] * (16 - len(row))]], np.float32)
-    inputs = {"x": x, "factor": np.ones(16, np.float32), "outlier_channels": np.zeros(0, np.int64)}
+    inputs: Arrays = {"x": x, "factor": np.ones(16, np.float32), "outlier_channels": np.zeros(0, np.int64)}
     codes, rest = run("Quantize", inputs, ["codes", "rest"])
     return codes[0].tolist()[: len(row)], rest[0].tolist()
 

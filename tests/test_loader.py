@@ -113,7 +113,7 @@ def mounted(folder: Path, options: str) -> Iterator[None]:
 
 def test_load_copies_a_version_and_puts_it_into_use(bucket: Any, efs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     size = sum(FILES.values())
-    expected = {"version": "v1", "previous": None, "copied": True, "size": size, "removed": []}
+    expected: dict[str, Any] = {"version": "v1", "previous": None, "copied": True, "size": size, "removed": []}
     assert load("v1") == expected
     assert load("v2") == expected | {"version": "v2", "previous": "v1"}
     assert (in_use(efs), versions_of(efs)) == ("v2", ["v1", "v2"])
@@ -259,14 +259,20 @@ def test_nothing_is_removed_while_the_version_in_use_is_unknown(
     assert load("v3")["removed"] == ["v1"]
 
 
+def make_folder(path: Path, mode: int = 0o700) -> None:
+    path.mkdir()
+    (path / "note").touch()
+    path.chmod(mode)
+
+
 STRAYS: dict[str, Callable[[Path], object]] = {
     "a symbolic link": lambda path: path.symlink_to("v2"),
     "a dangling link": lambda path: path.symlink_to("nowhere"),
     "a plain file": Path.touch,
     "a pipe": os.mkfifo,
     "a socket": lambda path: os.mknod(path, stat.S_IFSOCK | 0o600),
-    "a folder": lambda path: (path.mkdir(), (path / "note").touch()),
-    "an unreadable folder": lambda path: (path.mkdir(), (path / "note").touch(), path.chmod(0)),
+    "a folder": make_folder,
+    "an unreadable folder": lambda path: make_folder(path, 0),
 }
 
 

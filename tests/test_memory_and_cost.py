@@ -211,7 +211,7 @@ def test_cost_has_complete_rows(model_folder: Path, monkeypatch: pytest.MonkeyPa
     assert (result.parameters["texts"], result.parameters["requests"]) == (20, 1)
     assert 20e6 < result.parameters["read_bytes"] < 30e6
     for modelled in ({}, {cpu: {"short": 0.001, "corpus": 0.5} for cpu in cycles.PROCESSORS}):
-        result.parameters["modelled_seconds"] = modelled
+        result = result.with_parameter("modelled_seconds", modelled)
         zen_5 = {**result.machine, "cpu": "AMD EPYC", "cpu_features": ["avx512_vnni", "avx_vnni"]}
         table, months, hours = cost.figures(replace(result, machine=zen_5))
         assert len(table.rows) == 2 * (3 if modelled else 1) + 3
@@ -220,7 +220,7 @@ def test_cost_has_complete_rows(model_folder: Path, monkeypatch: pytest.MonkeyPa
         assert [cells[3] for cells in hours.rows[-2:]] == ["2.84", "3.30"]
         for each in (table, months, hours):
             assert {len(cells) for cells in each.rows} == {len(each.header)}
-    result.parameters["modelled_seconds"] = {}
+    result = result.with_parameter("modelled_seconds", {})
     assert len(cost.figures(replace(result, machine={**result.machine, "cpu": "Other CPU"}))) == 2
 
 

@@ -54,7 +54,7 @@ def retype(dice: random.Random, model: ModelProto, _: Feeds) -> None:
     dice.choice(model.graph.initializer).data_type = dice.choice(TYPES)
 
 
-def spoil(dice: random.Random, model: ModelProto, _: Feeds) -> None:
+def spoil(dice: random.Random, model: ModelProto, feeds: Feeds) -> None:
     """Some bytes of a constant."""
     tensor = dice.choice(model.graph.initializer)
     content = bytearray(tensor.raw_data)

@@ -33,13 +33,17 @@ def get(app: ModuleType, path: str) -> dict[str, Any]:
     return app.lambda_handler(function_url_event(None, path=path, method="GET"), None)
 
 
+def vectors_of(body: dict[str, Any]) -> np.ndarray:
+    return np.array([row["embedding"] for row in body["data"]], np.float32)
+
+
 def test_a_list_of_embeddings(app: ModuleType, int8: Embedder) -> None:
     expected = int8.embed(TEXTS)
     body = body_of(post(app, {"input": TEXTS, "model": MODEL, "user": "u", "dimensions": 384}))
     assert set(body) == {"object", "data", "model", "usage"}
     assert (body["object"], body["model"]) == ("list", MODEL)
     assert [(row["object"], row["index"]) for row in body["data"]] == [("embedding", index) for index in range(3)]
-    np.testing.assert_array_equal(np.float32([row["embedding"] for row in body["data"]]), expected.vectors)
+    np.testing.assert_array_equal(vectors_of(body), expected.vectors)
     assert body["usage"] == {"prompt_tokens": sum(expected.tokens), "total_tokens": sum(expected.tokens)}
 
 
@@ -53,10 +57,10 @@ def test_base64_is_little_endian_float32(app: ModuleType, int8: Embedder) -> Non
 def test_token_ids_of_this_model_are_embedded(app: ModuleType, int8: Embedder, token_ids: list[list[int]]) -> None:
     expected = int8.embed(TEXTS)
     body = body_of(post(app, {"input": token_ids, "model": MODEL}))
-    np.testing.assert_array_equal(np.float32([row["embedding"] for row in body["data"]]), expected.vectors)
+    np.testing.assert_array_equal(vectors_of(body), expected.vectors)
     assert body["usage"]["total_tokens"] == sum(expected.tokens)
     (row,) = body_of(post(app, {"input": token_ids[0], "model": MODEL}))["data"]
-    np.testing.assert_array_equal(np.float32(row["embedding"]), expected.vectors[0])
+    np.testing.assert_array_equal(np.array(row["embedding"], np.float32), expected.vectors[0])
 
 
 @pytest.mark.parametrize(
@@ -86,7 +90,7 @@ def test_token_ids_are_cut_as_text_is(app: ModuleType, int8: Embedder, count: in
     assert expected.truncated == cut
     response = post(app, {"input": [int8.tokenize(["a"]).ids[0], ids], "model": MODEL})
     body = body_of(response)
-    np.testing.assert_array_equal(np.float32([row["embedding"] for row in body["data"]]), expected.vectors)
+    np.testing.assert_array_equal(vectors_of(body), expected.vectors)
     assert body["usage"]["total_tokens"] == sum(expected.tokens)
     assert body.get("truncated", []) == cut
     assert response["headers"].get("x-truncated-texts") == ("1" if cut else None)
@@ -134,7 +138,7 @@ def test_truncation_is_told(app: ModuleType) -> None:
     assert "input[1] has 302" in error["message"]
 
 
-INVALID = {
+INVALID: dict[str, tuple[dict[str, Any], str, str]] = {
     "no input": ({"model": MODEL}, "input is missing", "input"),
     "null input": ({"input": None, "model": MODEL}, "input is missing", "input"),
     "no model": ({"input": "a"}, "model is missing", "model"),

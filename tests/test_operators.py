@@ -156,7 +156,8 @@ def test_an_unknown_machine_is_named() -> None:
 
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "executable", sys._base_executable)  # without what is installed beside it
+    base = sys._base_executable  # type: ignore[attr-defined]  # undocumented
+    monkeypatch.setattr(sys, "executable", base)  # without what is installed beside it
     with pytest.raises(CompileError, match=r"the compiler is missing, install it with: pip install '.\[export\]'"):
         compile_operators("linux", "x86_64")
 

@@ -128,14 +128,16 @@ def test_a_pace_follows_the_machine_by_time() -> None:
 
 def test_the_best_pace_is_kept() -> None:
     known = Pace(1)
-    known.add(BEST_TOKENS - 1, 1.0)
-    assert known.best is None
-    known.add(1, 0.0)
-    assert known.best == BEST_TOKENS
-    known.add(10 * BEST_TOKENS, 100.0)
-    assert known.best == BEST_TOKENS
-    known.add(RUN, 1e-3)  # one run that was fast by chance
-    assert known.best == BEST_TOKENS
+    best = []
+    for tokens, seconds in [
+        (BEST_TOKENS - 1, 1.0),
+        (1, 0.0),
+        (10 * BEST_TOKENS, 100.0),
+        (RUN, 1e-3),  # one run that was fast by chance
+    ]:
+        known.add(tokens, seconds)
+        best.append(known.best)
+    assert best == [None, BEST_TOKENS, BEST_TOKENS, BEST_TOKENS]
 
 
 def test_what_fits_is_done(clock: Clock) -> None:
@@ -288,14 +290,16 @@ def test_whatever_was_before_what_can_be_done_is_done(
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pace, "time", types.SimpleNamespace(monotonic=clock.monotonic))
-        full = lambda at_once: 7000.0 * min(1, cpus / at_once)  # noqa: E731
-        machine = Machine(clock, threads, full)
+
+        def speed(factor: float) -> Callable[[int], float]:
+            return lambda at_once: 7000.0 * min(1, cpus / at_once) * factor
+
+        machine = Machine(clock, threads, speed(1))
         false_refusals = 0
         proven: dict[int, float] = {}
         for steadily, phase in [*((False, each) for each in past), *((True, each) for each in now)]:
-            speed = factor if steadily else phase.factor
             at_once = machine.at_once(phase.runs)
-            machine.speed = lambda at_once, speed=speed: speed * full(at_once)  # type: ignore[misc]
+            machine.speed = speed(factor if steadily else phase.factor)
             each = machine.speed(at_once)
             needed = machine.seconds_for(phase.runs)
             began = clock.now

@@ -39,7 +39,7 @@ def test_contenders_give_the_models_vectors_in_any_order(
     expected = reference(TEXTS)
     for order in (range(len(TEXTS)), range(len(TEXTS))[::-1]):
         vectors = started[name].embed([TEXTS[row] for row in order])
-        assert (vectors.shape, vectors.dtype) == ((len(TEXTS), 384), np.float32)
+        assert (vectors.shape, vectors.dtype) == ((len(TEXTS), 384), np.dtype(np.float32))
         np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
         assert (vectors * expected[list(order)]).sum(axis=1).min() >= CONTENDERS[name].min_cosine
 

@@ -111,7 +111,7 @@ def write_product(folder: Path, kind: str, inputs: int, outputs: int) -> dict[st
     activations |= {f"random-{rows}": random.integers(0, LARGEST_CODE + 1, (rows, inputs), np.uint8) for rows in ROWS}
     name = f"{kind}-{inputs}x{outputs}"
     onnx.save(product_model(weight), folder / f"{name}.onnx")
-    np.savez(folder / f"{name}.npz", **activations)
+    np.savez(folder / f"{name}.npz", allow_pickle=False, **activations)
     return {f"{name}/{key}": codes.astype(np.int64) @ weight for key, codes in activations.items()}
 
 

@@ -21,8 +21,9 @@ import pytest
 from botocore.exceptions import ClientError
 
 from artifact.manifest import MODEL_FILES, TOKENIZER, open_artifact
-from deploy import publish, stack
+from deploy import publish, stack, upload
 from deploy.__main__ import main
+from export.texts import VERIFICATION_TEXTS
 from handler.embedder import Embedder
 from tests.support.cloud import BUCKET, FILES, WEIGHTS, Cloud, cloud, int8_only, isolated, moto
 from tests.support.servers import MODEL_NAME, ROOT, Local
@@ -250,20 +251,20 @@ def test_two_publishers_at_once_both_finish(deployed: Deployed, start: Callable[
 
 def test_an_interrupted_upload_goes_on_where_it_was(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
     version = deployed.take(deployed.versions[0])
-    put = publish.upload.__globals__["_put"]
+    put = upload._put
 
     def interrupt(client: Any, bucket: str, key: str, *rest: Any) -> None:
         if key.endswith(WEIGHTS):
             raise KeyboardInterrupt
         put(client, bucket, key, *rest)
 
-    monkeypatch.setattr("deploy.upload._put", interrupt)
+    monkeypatch.setattr(upload, "_put", interrupt)
     status, _, err = deployed.deploy()
     assert (status, err) == (130, "deploy: interrupted: run it again, it continues where it stopped\n")
     before = deployed.modified()
     assert set(before) == {f"{MODEL_NAME}/{version}/{MODEL_FILES['int8']}"}
     assert not (deployed.efs / MODEL_NAME).exists()
-    monkeypatch.setattr("deploy.upload._put", put)
+    monkeypatch.setattr(upload, "_put", put)
     status, out, _ = deployed.deploy()
     assert (status, deployed.in_use) == (0, version)
     assert {key: deployed.modified()[key] for key in before} == before
@@ -302,7 +303,7 @@ def test_a_bucket_alone_only_gets_the_files(deployed: Deployed) -> None:
 
 
 def test_other_vectors_are_found(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish, "VERIFICATION_TEXTS", publish.VERIFICATION_TEXTS[:9])
+    monkeypatch.setattr(publish, "VERIFICATION_TEXTS", VERIFICATION_TEXTS[:9])
     deployed.take(deployed.versions[0])
     embed = stack.Aws.embed
 
@@ -525,9 +526,10 @@ def test_what_is_not_installed_is_named(package: str, missing: str, message: str
 
 
 def test_float32_vectors_may_differ_in_their_last_bits(model_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(publish, "VERIFICATION_TEXTS", publish.VERIFICATION_TEXTS[:9])
+    texts = VERIFICATION_TEXTS[:9]
+    monkeypatch.setattr(publish, "VERIFICATION_TEXTS", texts)
     embedder = Embedder.load(model_folder, "fp32")
-    vectors = embedder.embed(publish.VERIFICATION_TEXTS).vectors
+    vectors = embedder.embed(texts).vectors
     difference, outcome = publish._difference(vectors * 1.0000001, embedder)
     assert (difference, outcome) == ("", "9 vectors have a cosine of at least 1.000000 to this machine's")
     vectors[5] = vectors[6]

@@ -170,9 +170,15 @@ def load_app() -> ModuleType:
         from handler import app, events, limits, openai_api, requests, service, validation
         from handler.embedder import Embedder, load_tokenizer
     # So low that short inputs reach them: a float response holds two vectors by estimate, one by what it takes.
-    validation.MAX_TEXTS = openai_api.MAX_TEXTS = limits.MAX_TEXTS = 3
-    requests.MAX_TEXT_CHARACTERS, events.MAX_REQUEST_BYTES = 4000, 8000
-    limits.MAX_RESPONSE_BYTES, service.MAX_RESPONSE_BYTES = 12_000, 9_000
+    for module, limit, value in (
+        *((module, "MAX_TEXTS", 3) for module in (validation, openai_api, limits)),
+        (requests, "MAX_TEXT_CHARACTERS", 4000),
+        (events, "MAX_REQUEST_BYTES", 8000),
+        (limits, "MAX_RESPONSE_BYTES", 12_000),
+        (service, "MAX_RESPONSE_BYTES", 9_000),
+    ):
+        assert hasattr(module, limit), limit
+        setattr(module, limit, value)
     artifact = open_artifact(str(ROOT / "build" / "ml-models" / "all-MiniLM-L6-v2"))
     service._embedder = Embedder(artifact.manifest, "int8", load_tokenizer(artifact), MadeUpSession(), 1)
     return app

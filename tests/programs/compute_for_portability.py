@@ -29,4 +29,4 @@ for path in (workdir / "products").glob("*.onnx"):
         for name, codes in activations.items():
             rest = np.array([[1, 0]] * len(codes), np.float32)  # scale and lowest value
             results[f"{path.stem}/{name}"] = session.run(None, {"activations": codes, "rest": rest})[0]
-np.savez(output, **results)
+np.savez(output, allow_pickle=False, **results)

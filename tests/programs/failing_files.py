@@ -17,7 +17,7 @@ from benchmarks.slow_files import read_only
 folder, mount, faults = sys.argv[1:]
 
 
-class FailingFiles(read_only(folder)):
+class FailingFiles(read_only(folder)):  # type: ignore[misc]
     """`folder`, with faults, and with what the loader needs to write to it."""
 
     def read(self, path: str, size: int, offset: int, fh: int) -> bytes:

@@ -13,7 +13,7 @@ def handler(event: dict[str, Any], context: Any) -> Any:
     actions = {
         "echo": lambda: {"statusCode": 200, "body": json.dumps(event)},
         "pid": lambda: {"statusCode": 200, "body": str(os.getpid())},
-        "sleep": lambda: time.sleep(float(argument)) or {"statusCode": 200, "body": "slept"},
+        "sleep": lambda: sleep(float(argument)),
         "exit": lambda: os._exit(int(argument)),
         "kill": lambda: os.kill(os.getpid(), int(argument)),
         "raise": lambda: 1 // 0,
@@ -27,3 +27,8 @@ def handler(event: dict[str, Any], context: Any) -> Any:
         "environment": lambda: {"statusCode": 200, "body": json.dumps(dict(os.environ))},
     }
     return actions[name]()
+
+
+def sleep(seconds: float) -> dict[str, Any]:
+    time.sleep(seconds)
+    return {"statusCode": 200, "body": "slept"}

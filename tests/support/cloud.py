@@ -43,7 +43,7 @@ Fields = dict[str, str]
 def moto_server() -> Iterator[str]:
     """The URL of a running moto."""
     require_tools()
-    command = [TOOLS / "python", "-m", "moto.server", "-p", "0"]
+    command = [str(TOOLS / "python"), "-m", "moto.server", "-p", "0"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         found = None
@@ -79,7 +79,7 @@ def put_version(s3: Any, model_folder: Path, version: str) -> None:
         s3.put_object(Bucket=BUCKET, Key=f"{model_folder.name}/{version}/{path.name}", Body=path.read_bytes())
 
 
-def write_int8(model_folder: Path, target: Path, **changes: object) -> Manifest:
+def write_int8(model_folder: Path, target: Path, **changes: Any) -> Manifest:
     """Write the INT8 part of the version in use as a version of its own, with other values in the manifest.
 
     `revision` is the harmless and decisive one: it makes a version of another name with the same vectors.

@@ -36,7 +36,8 @@ def model_of(
         helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), None)
         for name, value in given.items()
     ]
-    node = helper.make_node(kind, list(inputs), outputs, domain=DOMAIN, **attributes)
+    node = helper.make_node(kind, list(inputs), outputs, domain=DOMAIN)
+    node.attribute.extend(helper.make_attribute(name, value) for name, value in attributes.items())
     results = [helper.make_empty_tensor_value_info(name) for name in outputs]
     held = [numpy_helper.from_array(value, name) for name, value in inputs.items() if name not in data]
     graph = helper.make_graph([node], "operator", values, results, held)

@@ -125,11 +125,11 @@ def encoder(words: int) -> onnx.ModelProto:
         "numbers": np.arange(TOKENS)[None],
         "split": np.array([0, 0, HEADS, CHANNELS // HEADS]),
         "join": np.array([0, 0, CHANNELS]),
-        "unit": np.float32(1),
-        "half": np.float32(0.5),
-        "root_two": np.float32(2**0.5),
-        "root": np.float32((CHANNELS // HEADS) ** 0.5),
-        "lowest": np.float32(-1e4),
+        "unit": np.array(1, np.float32),
+        "half": np.array(0.5, np.float32),
+        "root_two": np.array(2**0.5, np.float32),
+        "root": np.array((CHANNELS // HEADS) ** 0.5, np.float32),
+        "lowest": np.array(-1e4, np.float32),
     }
     for name in sorted({name for node in model.graph.node for name in node.input if WEIGHT.fullmatch(name)}):
         kind = name.rstrip("0123456789")
