@@ -52,7 +52,8 @@ def lambda_handler(event: Any, context: Any) -> Any:
         request = events.read(event, ROUTES, _surroundings.base_path)
         head = request.method == "HEAD"
         headers = _cors_headers(request)
-        answer = _route(request, record)(request, record, deadline)
+        answer = _route(request, record)(request, record, _deadline(min(seconds, gateway_seconds)))
+        events.check_size(event, answer)
     except EXITS:
         raise
     except BaseException as caught:  # noqa: BLE001  whatever it is, the client gets an answer and the log the traceback
@@ -162,7 +163,7 @@ def _route(request: HttpRequest, record: Record) -> Route:
     path = request.route
     methods = ROUTES.get(path)
     if methods is None:
-        if request.method == "OPTIONS" and request.origin:
+        if request.method == "OPTIONS" and "origin" in request.headers:
             # A browser sends nothing after a preflight that failed, and its page would not learn of the 404.
             return lambda *_: Answer(b"", 204)
         raise UnknownRouteError(
@@ -207,18 +208,20 @@ def _cors_headers(request: HttpRequest) -> dict[str, str]:
     origins = _surroundings.origins
     if not origins:
         return {}
-    vary = "origin, access-control-request-headers" if request.method == "OPTIONS" else "origin"
-    if "*" not in origins and request.origin not in origins:
+    origin, asked, vary = request.headers.get("origin", ""), "", "origin"
+    if request.method == "OPTIONS":
+        asked = request.headers.get("access-control-request-headers", "")
+        vary = "origin, access-control-request-headers"
+    if "*" not in origins and origin not in origins:
         return {"vary": vary}
-    asked = request.asked_headers
     return {
         "vary": vary,
-        "access-control-allow-origin": "*" if "*" in origins else request.origin,
+        "access-control-allow-origin": "*" if "*" in origins else origin,
         "access-control-allow-methods": "GET, HEAD, OPTIONS, POST",
         "access-control-allow-headers": (
             asked if asked and asked.isascii() and asked.isprintable() else "authorization, content-type, x-api-key"
         ),
-        "access-control-expose-headers": "retry-after, x-request-id, x-truncated-texts",
+        "access-control-expose-headers": "retry-after, x-ignored-fields, x-request-id, x-truncated-texts",
         "access-control-max-age": "3600",
     }
 

@@ -31,10 +31,12 @@ class HttpRequest(NamedTuple):
     """As the event has it."""
     body: str
     base64_encoded: bool
-    origin: str
-    """The header `origin`, which browsers send; empty where there is none."""
-    asked_headers: str
-    """Those that a browser's preflight asks for (`access-control-request-headers`); empty where there are none."""
+    headers: Mapping[str, str]
+    """By names in lower case, several values of one joined by commas."""
+    route: str
+    """The path among ours that is meant; empty if none is."""
+    name: str
+    """The model or deployment that the path names, if it does."""
 
     def json(self) -> Any:
         """The decoded body.
@@ -162,21 +164,19 @@ def read(event: Mapping[str, Any], routes: Container[str], base_path: str) -> Ht
         if "httpMethod" in event:
             method, path = event["httpMethod"], event["path"]
         else:
-            context = event["requestContext"]
-            method, path = context["http"]["method"], event["rawPath"]
-            stage = context.get("stage")
-            if stage and stage != "$default" and path.startswith(f"/{stage}/"):
-                path = path[len(stage) + 1 :]  # an HTTP API's named stage, which is not part of our paths
-        origin = _header(headers, "origin")
-        asked = _header(headers, "access-control-request-headers") if method == "OPTIONS" else ""
-        request = HttpRequest(method, path, body, encoded, origin, asked)
+            method, path = event["requestContext"]["http"]["method"], event["rawPath"]
+        headers = _headers(event)
     except (KeyError, TypeError, AttributeError) as error:
         raise InvalidRequestError(
             f"the event is neither a Function URL's (2.0) nor an API Gateway REST API's (1.0): {error}"
         ) from error
-    if not all(isinstance(part, str) for part in (method, path, body, origin, asked)):
-        raise InvalidRequestError("the event's method, path, body and headers must be strings")
-    return request
+    if not all(isinstance(part, str) for part in (method, path, body)):
+        raise InvalidRequestError("the event's method, path and body must be strings")
+    for candidate in _candidates(event, path, base_path):
+        route, name = resolve(candidate)
+        if route in routes:
+            return HttpRequest(method, path, body, encoded, headers, route, name)
+    return HttpRequest(method, path, body, encoded, headers, "", "")
 
 
 def _candidates(event: Mapping[str, Any], path: str, base_path: str) -> Iterator[str]:
@@ -281,11 +281,6 @@ def response(event: Mapping[str, Any], answer: Answer, headers: Mapping[str, str
     if event.get("multiValueHeaders") and "headers" not in event:
         result["multiValueHeaders"] = {name: [value] for name, value in headers.items()}
     return result
-
-
-def _header(headers: Mapping[str, Any], name: str) -> Any:
-    """A header's value: names are in lower case, but those of HTTP/1.1 to a REST API are as the client wrote them."""
-    return headers.get(name) or headers.get(name.title()) or ""
 
 
 def _decode_json(body: str | bytes) -> Any:

@@ -230,7 +230,7 @@ def test_what_clients_send_by_default_is_right(app: ModuleType, int8: Embedder, 
     vectors = [row["embedding"] for row in body["data"]]
     if fields.get("encoding_format") == "base64":
         vectors = [np.frombuffer(base64.b64decode(vector), "<f4") for vector in vectors]
-    np.testing.assert_array_equal(np.float32(vectors), int8.embed([*TEXTS, "\n"]).vectors)
+    np.testing.assert_array_equal(np.array(vectors, np.float32), int8.embed([*TEXTS, "\n"]).vectors)
 
 
 def test_lists_of_2048_are_answered(app: ModuleType, int8: Embedder) -> None:
