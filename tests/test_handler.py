@@ -398,7 +398,8 @@ def test_parameters_of_hugging_faces_inference_api_count(
     for parameters, param in (({"truncation_direction": "left"}, "truncation_direction"), (5, "parameters")):
         event = function_url_event(json.dumps({"inputs": "a", "parameters": parameters}))
         assert error_of(app.lambda_handler(event, None), 400)["param"] == param
-    for empty in (None, {}):
+    nothing: tuple[dict[str, Any] | None, ...] = (None, {})
+    for empty in nothing:
         event = function_url_event(json.dumps({"inputs": inputs, "parameters": empty}))
         assert app.lambda_handler(event, None)["statusCode"] == 200
 
