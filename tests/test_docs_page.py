@@ -1,101 +1,38 @@
-"""GET /docs in a real browser: headless Chromium in front of `python -m local`, driven by the DevTools protocol."""
+"""GET /docs in a real browser: headless Chromium in front of `python -m local`."""
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import json
-import shutil
-import subprocess
-import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import aiohttp
 import numpy as np
 import pytest
+
+from tests.support.browser import Browser, Page, browser, tab
 
 if TYPE_CHECKING:
     from tests.support.servers import Local
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+__all__ = ["browser"]  # a fixture
+
 SENTENCES = "#sentences"
 EMBED_BODY = "#post-embed-body"
 HOSTILE = """<script>document.title = "run"</script><img src=x onerror="document.title = 'run'">"""
 
 
-@dataclass
-class Browser:
-    """A running Chromium; `port` is its DevTools port."""
-
-    port: int
-
-
-@dataclass
-class Page:
-    """A tab: commands out, answers in; events that come in between are kept."""
-
-    loop: asyncio.AbstractEventLoop
-    session: aiohttp.ClientSession
-    socket: aiohttp.ClientWebSocketResponse
-    sent: int = 0
-    events: list[dict[str, Any]] = field(default_factory=list)
-
-    def command(self, method: str, **parameters: Any) -> dict[str, Any]:
-        return self.loop.run_until_complete(asyncio.wait_for(self._command(method, parameters), 60))
-
-    async def _command(self, method: str, parameters: dict[str, Any]) -> dict[str, Any]:
-        self.sent += 1
-        await self.socket.send_json({"id": self.sent, "method": method, "params": parameters})
-        while True:
-            message = json.loads(await self.socket.receive_str())
-            if "id" not in message:
-                self.events.append(message)
-                continue
-            assert message["id"] == self.sent
-            assert "error" not in message, f"{method}: {message['error']}"
-            return message["result"]
-
-    def evaluate(self, expression: str) -> Any:
-        """The JSON value of a JavaScript expression."""
-        answer = self.command("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        assert "exceptionDetails" not in answer, f"{expression}: {answer['exceptionDetails']}"
-        return answer["result"].get("value")
-
-    def wait_for(self, expression: str) -> Any:
-        """The expression's value as soon as it is truthy."""
-        deadline = time.monotonic() + 30
-        while not (value := self.evaluate(expression)):
-            assert time.monotonic() < deadline, f"not so: {expression}; the page: {self.text('main')[:2000]}"
-            time.sleep(0.02)
-        return value
+class DocsPage(Page):
+    """A tab with the page of the API."""
 
     def open(self, url: str) -> None:
         """Load the page and wait until it has shown, or said that it cannot show, info and routes."""
-        self.events.clear()
-        self.command("Page.navigate", url=url)
-        there = f"location.href == {json.dumps(url)} && document.readyState == 'complete'"
-        self.wait_for(there + " && !document.body.innerText.includes('Loading ')")
-
-    def text(self, selector: str) -> str:
-        return self.evaluate(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''")
-
-    def type(self, selector: str, text: str) -> None:
-        """Replace a field's content as a person does: select all and insert."""
-        self.evaluate(f"document.querySelector({json.dumps(selector)}).select()")
-        self.evaluate(f"document.querySelector({json.dumps(selector)}).focus()")
-        self.command("Input.insertText", text=text)
-
-    def press_enter(self, selector: str) -> None:
-        self.evaluate(f"document.querySelector({json.dumps(selector)}).focus()")
-        self.command("Input.dispatchKeyEvent", type="keyDown", key="Enter", code="Enter", text="\r")
-        self.command("Input.dispatchKeyEvent", type="keyUp", key="Enter", code="Enter")
+        super().open(url)
+        self.wait_for("!document.body.innerText.includes('Asking for')")
 
     def try_embed(self, body: str) -> str:
         """Send a request body with the form of POST /embed; what its status line then says."""
@@ -112,77 +49,11 @@ class Page:
         status = "document.querySelector('#compare-status').innerText"
         return self.wait_for(f"!/^$|^Sending/.test({status}) && {status}")
 
-    def requests(self) -> list[str]:
-        events = [event for event in self.events if event["method"] == "Network.requestWillBeSent"]
-        return [event["params"]["request"]["url"] for event in events]
-
-    def errors(self) -> list[Any]:
-        """What the console shows in red or yellow: exceptions, faults of the network, breaches of the CSP."""
-        bad = []
-        for event in self.events:
-            parameters = event["params"]
-            if event["method"] == "Runtime.exceptionThrown":
-                bad.append(parameters["exceptionDetails"])
-            if event["method"] == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning", "assert"):
-                bad.append(parameters["args"])
-            if event["method"] == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
-                bad.append(parameters["entry"])
-        return bad
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if not program:
-        pytest.skip(f"none of {', '.join(BROWSERS)} is on PATH: apt-get install chromium")
-    # Not pytest's tmp_path, which keeps profiles of 10 MB over three runs.
-    with tempfile.TemporaryDirectory(prefix="docs-page-", ignore_cleanup_errors=True) as profile:
-        arguments = ["--headless=new", "--no-sandbox", "--remote-debugging-port=0", f"--user-data-dir={profile}"]
-        # Containers have 64 MB of /dev/shm; and the browser itself should ask nobody for anything.
-        quiet = ["--disable-dev-shm-usage", "--disable-gpu", "--no-first-run", "--no-proxy-server"]
-        quiet += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-        with Path(profile, "log").open("w+") as log:
-            process = subprocess.Popen([program, *arguments, *quiet, "about:blank"], stdout=log, stderr=log)
-            try:
-                yield Browser(devtools_port(process, Path(profile)))
-            finally:
-                process.terminate()
-                process.wait(timeout=20)
-
-
-def devtools_port(process: subprocess.Popen[bytes], profile: Path) -> int:
-    file = profile / "DevToolsActivePort"
-    deadline = time.monotonic() + 60
-    # Two lines, the port and a path; Chromium creates the file and then writes it.
-    while not file.exists() or file.read_text().count("\n") < 1:
-        log = (profile / "log").read_text()
-        assert process.poll() is None, f"the browser ended with {process.returncode}: {log}"
-        assert time.monotonic() < deadline, f"the browser opened no DevTools port: {log}"
-        time.sleep(0.05)
-    return int(file.read_text().split()[0])
-
 
 @pytest.fixture
-def page(browser: Browser) -> Iterator[Page]:
-    """A tab of its own, whose requests and console messages are recorded."""
-    loop = asyncio.new_event_loop()
-    session, socket, target = loop.run_until_complete(attach(browser))
-    page = Page(loop, session, socket)
-    for domain in ("Page", "Runtime", "Network", "Log"):
-        page.command(f"{domain}.enable")
-    yield page
-    page.command("Target.closeTarget", targetId=target)
-    loop.run_until_complete(socket.close())
-    loop.run_until_complete(session.close())
-    loop.close()
-
-
-async def attach(browser: Browser) -> tuple[aiohttp.ClientSession, aiohttp.ClientWebSocketResponse, str]:
-    session = aiohttp.ClientSession(f"http://127.0.0.1:{browser.port}")
-    async with session.put("/json/new?about:blank") as response:
-        target = await response.json()
-    socket = await session.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0)
-    return session, socket, target["id"]
+def page(browser: Browser) -> Iterator[DocsPage]:
+    with tab(browser, DocsPage) as page:
+        yield page
 
 
 @pytest.fixture
@@ -228,7 +99,7 @@ def vectors_of(local: Local, texts: list[str]) -> np.ndarray:
     return np.array([np.frombuffer(base64.b64decode(text), "<f4") for text in answer.json()["embeddings"]])
 
 
-def shown_matrix(page: Page) -> dict[str, np.ndarray]:
+def shown_matrix(page: DocsPage) -> dict[str, np.ndarray]:
     """Of the table of similarities: numbers as read, numbers in the cells' titles, opacity of the cells' colour."""
     cells = page.evaluate(
         """[...document.querySelectorAll(".matrix tbody tr")].map((row) => [...row.querySelectorAll("td")].map((cell) =>
@@ -246,7 +117,7 @@ def opacity(colour: str) -> float:
     return float(colour.rstrip(")").rpartition(",")[2]) if colour.startswith("rgba") else 1.0
 
 
-def test_the_page_loads_clean_and_asks_nobody_else(page: Page, local: Local) -> None:
+def test_the_page_loads_clean_and_asks_nobody_else(page: DocsPage, local: Local) -> None:
     answer = local.send("/docs")
     assert answer.headers["content-type"].startswith("text/html")
     # The policy under which all tests here run: a breach of it would be an error of the console.
@@ -260,7 +131,7 @@ def test_the_page_loads_clean_and_asks_nobody_else(page: Page, local: Local) -> 
     assert [url for url in asked if not url.startswith(local.url + "/")] == []
 
 
-def test_all_routes_are_listed_with_fields_and_answers(page: Page, local: Local) -> None:
+def test_all_routes_are_listed_with_fields_and_answers(page: DocsPage, local: Local) -> None:
     page.open(local.url + "/docs")
     paths = local.send("/openapi.json").json()["paths"]
     routes = {
@@ -277,7 +148,7 @@ def test_all_routes_are_listed_with_fields_and_answers(page: Page, local: Local)
     assert {"text", "texts", "encoding_format"} <= set(embed["answers"])
 
 
-def test_the_model_and_its_limits_are_shown(page: Page, local: Local) -> None:
+def test_the_model_and_its_limits_are_shown(page: DocsPage, local: Local) -> None:
     page.open(local.url + "/docs")
     info = local.send("/info").json()
     shown = page.text("#info")
@@ -287,7 +158,7 @@ def test_the_model_and_its_limits_are_shown(page: Page, local: Local) -> None:
         assert f"{limit:,}" in shown
 
 
-def test_every_example_is_answered_with_200(page: Page, local: Local) -> None:
+def test_every_example_is_answered_with_200(page: DocsPage, local: Local) -> None:
     page.open(local.url + "/docs")
     page.evaluate("document.querySelectorAll('.route form').forEach((form) => form.requestSubmit())")
     statuses = "[...document.querySelectorAll('.route form [role=status]')].map((status) => status.innerText)"
@@ -295,7 +166,7 @@ def test_every_example_is_answered_with_200(page: Page, local: Local) -> None:
     assert [status for status in page.evaluate(statuses) if not status.startswith("200")] == []
 
 
-def test_trying_embed_shows_the_vector_of_the_api(page: Page, local: Local) -> None:
+def test_trying_embed_shows_the_vector_of_the_api(page: DocsPage, local: Local) -> None:
     page.open(local.url + "/docs")
     status = page.try_embed('{"text": "größe 🙂"}')
     assert status.startswith("200")
@@ -308,13 +179,13 @@ def test_trying_embed_shows_the_vector_of_the_api(page: Page, local: Local) -> N
 
 
 @pytest.mark.parametrize("body", ["{}", "no JSON", '{"text": 1}', '{"texts": ["a", null]}', '{"<img src=x>\'": 1}'])
-def test_a_bad_body_shows_the_message_of_the_api(page: Page, local: Local, body: str) -> None:
+def test_a_bad_body_shows_the_message_of_the_api(page: DocsPage, local: Local, body: str) -> None:
     page.open(local.url + "/docs")
     error = local.send("/embed", body.encode()).json()["error"]
     assert page.try_embed(body).startswith(f"400: {error['message']}")
 
 
-def test_a_server_that_is_gone_is_said_in_plain_words(page: Page, start: Callable[..., Local]) -> None:
+def test_a_server_that_is_gone_is_said_in_plain_words(page: DocsPage, start: Callable[..., Local]) -> None:
     local = start()
     page.open(local.url + "/docs")
     local.process.terminate()
@@ -325,7 +196,9 @@ def test_a_server_that_is_gone_is_said_in_plain_words(page: Page, start: Callabl
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_matrix_is_the_cosine_similarity_of_the_vectors_of_the_api(page: Page, local: Local, scheme: str) -> None:
+def test_the_matrix_is_the_cosine_similarity_of_the_vectors_of_the_api(
+    page: DocsPage, local: Local, scheme: str
+) -> None:
     page.command("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
     page.open(local.url + "/docs")
     sentences = page.evaluate("document.querySelector('#sentences').value").splitlines()
@@ -345,7 +218,7 @@ def test_the_matrix_is_the_cosine_similarity_of_the_vectors_of_the_api(page: Pag
     assert page.evaluate("document.querySelectorAll('.matrix tbody th[scope=row]').length") == size
 
 
-def test_cut_sentences_are_named(page: Page, local: Local) -> None:
+def test_cut_sentences_are_named(page: DocsPage, local: Local) -> None:
     page.open(local.url + "/docs")
     page.compare(["short", "long " * 300, "", "short too", "word " * 254])
     assert page.text(".truncated").startswith("Cut at 256 tokens")
@@ -355,13 +228,15 @@ def test_cut_sentences_are_named(page: Page, local: Local) -> None:
 
 
 @pytest.mark.parametrize(("lines", "says"), [(["", "one", " "], "at least two sentences"), (["x"] * 51, "50 at most")])
-def test_what_cannot_be_compared_is_not_sent(page: Page, local: Local, lines: list[str], says: str) -> None:
+def test_what_cannot_be_compared_is_not_sent(page: DocsPage, local: Local, lines: list[str], says: str) -> None:
     page.open(local.url + "/docs")
     assert says in page.compare(lines)
     assert local.url + "/embed" not in page.requests()
 
 
-def test_a_missing_model_is_shown_as_the_api_says_it(page: Page, start: Callable[..., Local], tmp_path: Path) -> None:
+def test_a_missing_model_is_shown_as_the_api_says_it(
+    page: DocsPage, start: Callable[..., Local], tmp_path: Path
+) -> None:
     local = start(MODEL_CACHE_DIR=str(tmp_path))
     error = local.send("/embed", b'{"text": "vitamin d"}').json()["error"]
     assert str(tmp_path) in error["message"]
@@ -373,12 +248,12 @@ def test_a_missing_model_is_shown_as_the_api_says_it(page: Page, start: Callable
     assert "POST /embed" in page.text("#operations")
 
 
-def test_markup_in_texts_and_answers_is_shown_as_text(page: Page, local: Local) -> None:
+def test_markup_in_texts_and_answers_is_shown_as_text(page: DocsPage, local: Local) -> None:
     page.open(local.url + "/docs")
     title = page.evaluate("document.title")
     page.compare([HOSTILE, "vitamin d"])
     assert HOSTILE in page.text(".matrix tbody th")
-    status = page.try_embed(json.dumps({HOSTILE[:30]: 1}))
+    status = page.try_embed(json.dumps({"text": "a", "encoding_format": HOSTILE[:30]}))
     assert "<script>" in status
     assert "<script>" in page.text(f"form:has({EMBED_BODY}) .answer")
     assert page.evaluate("document.querySelectorAll('main script, main img').length") == 0
@@ -387,7 +262,7 @@ def test_markup_in_texts_and_answers_is_shown_as_text(page: Page, local: Local) 
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-def test_nothing_is_wider_than_the_screen(page: Page, local: Local, width: int) -> None:
+def test_nothing_is_wider_than_the_screen(page: DocsPage, local: Local, width: int) -> None:
     page.command("Emulation.setDeviceMetricsOverride", width=width, height=740, deviceScaleFactor=1, mobile=False)
     page.open(local.url + "/docs")
     page.compare(["word" * 100, "vitamin d", "sunlight", "c", "d", "e"])
@@ -395,7 +270,7 @@ def test_nothing_is_wider_than_the_screen(page: Page, local: Local, width: int) 
     assert page.evaluate("document.documentElement.scrollWidth") <= width
 
 
-def test_fields_have_labels_and_tables_have_headers(page: Page, local: Local) -> None:
+def test_fields_have_labels_and_tables_have_headers(page: DocsPage, local: Local) -> None:
     page.open(local.url + "/docs")
     page.compare(["vitamin d", "sunlight"])
     assert (
@@ -408,7 +283,7 @@ def test_fields_have_labels_and_tables_have_headers(page: Page, local: Local) ->
 
 
 @pytest.mark.parametrize("path", ["/docs", "/"])
-def test_the_page_works_behind_a_path_prefix(page: Page, local: Local, path: str) -> None:
+def test_the_page_works_behind_a_path_prefix(page: DocsPage, local: Local, path: str) -> None:
     with prefixed(local, "/prod") as url:
         page.open(url + path)
         assert page.try_embed('{"text": "vitamin d"}').startswith("200")
