@@ -5,6 +5,7 @@ Each program in tests/clients is run by the environment that `make clients` make
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -33,6 +34,7 @@ ORDINARY = (
 )
 # No client has a meaning for an empty text: OpenAI's API refuses it.
 TEXTS = (*ORDINARY, *(text for text in HOSTILE if text))
+JAVA = json.loads((ROOT / "tests" / "clients" / "java.json").read_text())
 WRONG_MODEL = ("--model", "text-embedding-3-small")
 
 Reference = Callable[[Sequence[str]], np.ndarray]
@@ -50,6 +52,8 @@ class Client:
     counts_tokens: bool = False
     invokes: bool = False
     """True where it speaks Lambda's Invoke API."""
+    errors: tuple[str, str] = ("NotFoundError", "BadRequestError")
+    """The classes of what it raises at 404 and 400."""
 
     def __str__(self) -> str:
         return self.name
@@ -58,20 +62,36 @@ class Client:
 OPENAI = Client("openai-python", "use_openai.py", float32=True, counts_tokens=True)
 OPENAI_FLOAT = Client("openai-python, float", "use_openai.py", "float", counts_tokens=True)
 OPENAI_ASYNC = Client("openai-python, async", "use_openai_async.py", float32=True, counts_tokens=True)
+AZURE = Client("openai-python, Azure", "use_azure_openai.py", float32=True, counts_tokens=True)
 OPENAI_JS = Client("openai-js", "use_openai.cjs", float32=True, counts_tokens=True)
 OPENAI_JS_FLOAT = Client("openai-js, float", "use_openai.cjs", "float", counts_tokens=True)
 LANGCHAIN = Client("langchain-openai", "use_langchain_openai.py", float32=True)
+LANGCHAIN_JS = Client("langchain-js", "use_langchain.cjs", float32=True)
+LANGCHAIN_HF = Client("langchain-community", "use_langchain_community.py")
 LANGCHAIN_TEI = Client("langchain-huggingface", "use_langchain_huggingface.py")
 HAYSTACK_TEXT = Client("haystack, text", "use_haystack_text.py")
 HAYSTACK_DOCUMENTS = Client("haystack, documents", "use_haystack_documents.py")
 LLAMA_INDEX = Client("llama-index-openai-like", "use_llama_index.py", float32=True)
 LLAMA_INDEX_TEI = Client("llama-index-text-embeddings-inference", "use_llama_index_tei.py")
 LITELLM = Client("litellm", "use_litellm.py", counts_tokens=True)
+LITELLM_VLLM = Client("litellm, hosted_vllm/", "use_litellm.py", "hosted_vllm", counts_tokens=True)
+LITELLM_LM_STUDIO = Client("litellm, lm_studio/", "use_litellm.py", "lm_studio", counts_tokens=True)
+LITELLM_AZURE = Client("litellm, azure/", "use_litellm.py", "azure", float32=True, counts_tokens=True)
+LITELLM_HF = Client("litellm, huggingface/", "use_litellm.py", "huggingface")
+CHROMA = Client("chroma", "use_chroma.py", float32=True)
+PYDANTIC_ERRORS = ("ModelNotFoundError", "ModelRequestRejectedError")
+PYDANTIC_AI = Client("pydantic-ai", "use_pydantic_ai.py", float32=True, counts_tokens=True, errors=PYDANTIC_ERRORS)
+AI_SDK = Client("ai-sdk", "use_ai_sdk.cjs", counts_tokens=True, errors=("APICallError", "APICallError"))
+HUGGINGFACE_JS = Client("huggingface-js", "use_huggingface.cjs")
 BOTO3 = Client("boto3", "use_boto3.py", invokes=True)
 
+LIKE_OPENAI = (
+    *(OPENAI, OPENAI_ASYNC, AZURE, OPENAI_JS, LANGCHAIN, LANGCHAIN_JS, LLAMA_INDEX, CHROMA, PYDANTIC_AI, AI_SDK),
+    *(LITELLM, LITELLM_AZURE),
+)
 ALL = (
-    *(OPENAI, OPENAI_FLOAT, OPENAI_ASYNC, OPENAI_JS, OPENAI_JS_FLOAT, LANGCHAIN, LANGCHAIN_TEI),
-    *(HAYSTACK_TEXT, HAYSTACK_DOCUMENTS, LLAMA_INDEX, LLAMA_INDEX_TEI, LITELLM, BOTO3),
+    *(*LIKE_OPENAI, OPENAI_FLOAT, OPENAI_JS_FLOAT, LANGCHAIN_HF, LANGCHAIN_TEI, HAYSTACK_TEXT, HAYSTACK_DOCUMENTS),
+    *(LLAMA_INDEX_TEI, LITELLM_VLLM, LITELLM_LM_STUDIO, LITELLM_HF, HUGGINGFACE_JS, BOTO3),
 )
 
 
@@ -136,8 +156,11 @@ def interpreter(client: Client) -> list[str]:
     if not client.program.endswith(".cjs"):
         return [str(CLIENTS / "bin" / "python")]
     node = shutil.which("node")
-    if node is None or not (CLIENTS / "node_modules" / "openai").exists():
-        pytest.skip("node or the openai package is missing: install Node.js 20 and npm, then make -B clients")
+    if node is None or not (CLIENTS / "node_modules").exists():
+        pytest.skip("node or its packages are missing: install Node.js 20 and npm, then make -B clients")
+    version = subprocess.run([node, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+    if int(version.removeprefix("v").partition(".")[0]) < 20:
+        pytest.skip(f"Node.js is {version}, and its packages need 20: install it, then make -B clients")
     return [node]
 
 
@@ -195,32 +218,49 @@ def test_a_thousand_texts_come_back_in_order(service: Service, client: Client, t
         assert result["prompt_tokens"] == thousand.tokens
 
 
-@pytest.mark.parametrize("client", [OPENAI, OPENAI_ASYNC, OPENAI_JS, LANGCHAIN, LLAMA_INDEX, LITELLM], ids=str)
+@pytest.mark.parametrize("client", LIKE_OPENAI, ids=str)
 def test_a_wrong_model_is_not_found_and_not_asked_for_again(service: Service, client: Client) -> None:
     error = service.ask(client, ["vitamin d"], *WRONG_MODEL)["error"]
-    assert (error["class"], error["status"]) == ("NotFoundError", 404)
+    assert (error["class"], error["status"]) == (client.errors[0], 404)
     assert "text-embedding-3-small" in error["message"]
     if client.program.startswith("use_openai"):
         assert (error["param"], error["code"]) == ("model", "model_not_found")
     assert service.count_requests() == 1
 
 
-@pytest.mark.parametrize("client", [OPENAI, OPENAI_ASYNC, OPENAI_JS, LANGCHAIN, LLAMA_INDEX, LITELLM], ids=str)
+@pytest.mark.parametrize("client", LIKE_OPENAI, ids=str)
 def test_a_bad_request_is_told_and_not_sent_again(service: Service, client: Client) -> None:
     error = service.ask(client, [""])["error"]
-    assert (error["class"], error["status"]) == ("BadRequestError", 400)
+    assert (error["class"], error["status"]) == (client.errors[1], 400)
     assert "empty" in error["message"]
     if client.program.startswith("use_openai"):
         assert error["param"].startswith("input")
     assert service.count_requests() == 1
 
 
-# Not LlamaIndex's TextEmbeddingsInference, which does not look at the status and takes any JSON for vectors.
-@pytest.mark.parametrize("client", [LANGCHAIN_TEI, HAYSTACK_TEXT, HAYSTACK_DOCUMENTS], ids=str)
+# Not LlamaIndex's TextEmbeddingsInference, LangChain's HuggingFaceInferenceAPIEmbeddings and litellm's huggingface/,
+# which do not look at the status and take any JSON for vectors.
+@pytest.mark.parametrize("client", [LANGCHAIN_TEI, HAYSTACK_TEXT, HAYSTACK_DOCUMENTS, HUGGINGFACE_JS], ids=str)
 def test_clients_of_text_embeddings_inference_are_told_of_a_fault(service: Service, client: Client) -> None:
     error = service.ask(client, ["x" * 1_048_577])["error"]
     assert error["status"] == 413, error
     assert service.count_requests() == 1
+
+
+@pytest.mark.parametrize("recorded", JAVA, ids=[recorded["client"] for recorded in JAVA])
+def test_requests_of_java_clients(
+    start: Callable[..., Local], recorded: dict[str, Any], int8: Embedder, reference: Reference
+) -> None:
+    """The fields are those of the clients' sources: EmbeddingRequest in LangChain4j and Spring AI 1, openai-java."""
+    body = recorded["body"]
+    answer = start().send(recorded["path"], json.dumps(body).encode(), content_type="application/json")
+    assert answer.status == 200, answer.body
+    vectors = [item["embedding"] for item in answer.json()["data"]]
+    if body.get("encoding_format") == "base64":
+        vectors = [np.frombuffer(base64.b64decode(vector), "<f4") for vector in vectors]
+    np.testing.assert_allclose(vectors, int8.embed(body["input"]).vectors, rtol=1e-6)
+    assert cosines(np.array(vectors), reference(body["input"])).min() >= MIN_COSINE
+    assert answer.json()["usage"]["prompt_tokens"] == count_tokens(reference, body["input"])
 
 
 def test_haystacks_default_is_vectors_that_are_not_normalized(service: Service, int8: Embedder) -> None:
