@@ -160,7 +160,7 @@ class Aws:
         result = self.invoke(function, {"texts": list(texts)})
         if "error" in result:
             raise FunctionFailedError(
-                f"{function} refused texts: {result['error']['code']}: {result['error']['message']}"
+                f"{function} refused the texts: {result['error']['code']}: {result['error']['message']}"
             )
         return result["embeddings"]
 

@@ -35,7 +35,7 @@ def parse(data: Any) -> EmbedRequest:
     form = [field for field in _FORMS if field in data]
     ignored = ignored_fields(data, _FIELDS)
     if form != ["inputs"]:
-        for field in ignored:
+        for field in ignored[:MAX_SPELT]:
             check_spelling(field, _NAMES)
     if len(form) != 1:
         raise InvalidRequestError('send either "text" with a string or "texts" with a list of strings')
@@ -53,6 +53,10 @@ _FORMS = ("text", "texts", "inputs")
 _FIELDS = (*_FORMS, "model", *OPTIONS)
 _NAMES = (*_FORMS, "encoding_format", "normalize", "truncate", "dimensions")
 """Of which a near miss is refused."""
+
+
+MAX_SPELT = 64
+"""Unknown fields of a request that are looked at for near misses: a body has room for half a million."""
 
 
 def _flatten(data: Mapping[str, Any]) -> Mapping[str, Any]:

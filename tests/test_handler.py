@@ -324,7 +324,7 @@ def test_the_header_of_ignored_fields_is_safe_and_short(app: ModuleType, make_ev
     response = app.lambda_handler(make_event(json.dumps({"text": "a"} | fields)), None)
     named = response["headers"]["x-ignored-fields"]
     assert named == f"a**x-injected**1, gr**e**b, *, *, {'z' * 40}"
-    many = {"text": "a"} | {f"field_{number}": 1 for number in range(1000)}
+    many = {"text": "a"} | {f"field_{number}": 1 for number in range(300_000)}
     named = app.lambda_handler(make_event(json.dumps(many)), None)["headers"]["x-ignored-fields"]
     assert named == ", ".join([*(f"field_{number}" for number in range(16)), "..."])
 

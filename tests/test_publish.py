@@ -319,6 +319,14 @@ def test_other_vectors_are_found(deployed: Deployed, monkeypatch: pytest.MonkeyP
     assert "to go back: python -m deploy rollback VERSION" in err
 
 
+def test_texts_that_the_function_refuses_are_told(deployed: Deployed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(publish, "VERIFICATION_TEXTS", ("a",) * 1153)
+    deployed.take(deployed.versions[0])
+    status, _, err = deployed.deploy()
+    assert status == 1
+    assert "refused the texts: too_large: texts has 1153 texts" in err
+
+
 def test_a_precision_that_the_function_needs_must_be_there(
     deployed: Deployed, templates: dict[str, StackTemplate]
 ) -> None:
