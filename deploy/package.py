@@ -144,7 +144,7 @@ def interpreter(python: str) -> str:
         if probe.returncode == 0:
             return path
     raise DeployError(
-        f"there is no python{python}, which must compile the package lest every cold start does: install it "
+        f"there is no python{python} to compile the package, so that cold starts need not: install it "
         f"(uv python install {python}, pyenv install {python}, or your system's packages) and put it on PATH"
     )
 

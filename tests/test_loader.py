@@ -434,7 +434,7 @@ def test_list_tells_what_is_there(bucket: Any, efs: Path) -> None:
         ({"action": "use", "model": MODEL_NAME, "version": "v1/../v2"}, "version is 'v1/../v2'"),
         (
             {"action": "load", "model": MODEL_NAME, "version": "current"},
-            "version is 'current'.* but not current or what",
+            "version is 'current'.* but not current or a name",
         ),
         ({"action": "use", "model": MODEL_NAME, "version": "CURRENT"}, "version is 'CURRENT'"),
         ({"action": "load", "model": MODEL_NAME, "version": "nul"}, "version is 'nul'"),

@@ -101,7 +101,7 @@ print(orjson.dumps({
         (
             "numpy/_core/overrides.py",
             lambda text: text.replace("import inspect\n", ""),
-            r"once .import inspect",
+            r"must have .import inspect",
         ),
         ("orjson/__init__.py", lambda text: text * 2, r"orjson/__init__.py must have 'from .orjson import"),
         ("numpy/lib/__init__.py", None, r"numpy/lib/__init__.py, .* does not exist any more"),

@@ -382,7 +382,7 @@ TO_STACK = ("publish", "--stack", STACK)
         (
             {"AWS_PROFILE": "absent"},
             TO_STACK,
-            r"\(absent\) could not be found: set AWS_PROFILE to one",
+            r"\(absent\) could not be found: set AWS_PROFILE to a name",
         ),
         ({}, ("publish", "--stack", "other"), r"cannot find stack other: .*does not exist: in region us-east-1: see"),
         ({}, ("publish", "--stack", "no/name"), r"cannot find stack no/name: "),
@@ -446,7 +446,7 @@ def test_what_is_missing_is_named_in_a_sentence(
 
 @pytest.mark.parametrize("code", ["AccessDenied", "ExpiredToken", "Unheard"])
 def test_codes_of_aws_have_remedies(code: str) -> None:
-    remedies = {"AccessDenied": "must allow", "ExpiredToken": "aws sso login", "Unheard": "documentation of the code"}
+    remedies = {"AccessDenied": "need the permissions", "ExpiredToken": "aws sso login", "Unheard": "documentation of the code"}
     error = ClientError({"Error": {"Code": code, "Message": "no"}}, "PutObject")
     message = f"cannot write: .*{code}.*{remedies[code]}"
     with pytest.raises(stack.PublishError, match=message), stack.aws_errors("write"):
