@@ -80,14 +80,14 @@ def _parse_arguments(command_line: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m export",
         description="Build an artifact folder.",
-        epilog="python -m deploy publish --help: put its version into a deployed stack.",
+        epilog="To put the version into a deployed stack: python -m deploy publish --help",
     )
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="ID|FOLDER", help="default: %(default)s")
-    parser.add_argument("--model-id", metavar="ID", help="which model a FOLDER holds; default: a copy of the default")
-    parser.add_argument("--revision", help="the hub's commit; default: the pinned one, else the newest")
+    parser.add_argument("--model-id", metavar="ID", help="the model in a FOLDER; default: the default model")
+    parser.add_argument("--revision", help="commit on the hub; default: the pinned one, else the newest")
     parser.add_argument("--output", type=Path, default=Path("build/ml-models"), metavar="DIR", help="%(default)s")
     parser.add_argument("--precision", type=precisions, default="int8,fp32", help="default: %(default)s")
-    parser.add_argument("--recipe", choices=RECIPES, default=DEFAULT_RECIPE, help="of INT8; default: %(default)s")
+    parser.add_argument("--recipe", choices=RECIPES, default=DEFAULT_RECIPE, help="for INT8; default: %(default)s")
     return parser.parse_args(command_line)
 
 

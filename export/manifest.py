@@ -90,7 +90,7 @@ def reduced(manifest: Manifest, precisions: Sequence[str]) -> Manifest:
 
 
 def summary(manifest: Manifest) -> Table:
-    """Files and sizes; cosine to the reference; largest change of a component by the batch a text is in."""
+    """A table of files, sizes, cosines to the reference, and the largest change of a component by batching."""
     table = Table(box=box.SIMPLE)
     for header in ("file", "MB", "mean cosine", "1st pct.", "minimum", "batch"):
         table.add_column(header, no_wrap=True)

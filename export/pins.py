@@ -1,4 +1,4 @@
-"""What the export makes of the default model, on every machine: digests of the INT8 files, and the version's name.
+"""What every machine must make of the default model: digests of the INT8 files, and the version's name.
 
 After an intended change `python -m export.pins` prints what to write here.
 """
@@ -25,9 +25,9 @@ DIGESTS: Mapping[str, str] = {
 
 
 def differences(manifest: Manifest) -> list[str]:
-    """What is not as it is pinned, one sentence each; nothing for another model or recipe, which have no pins.
+    """How a version differs from the pins, one sentence each; empty for another model or recipe, which has no pins.
 
-    The name is that of a version with both precisions.
+    Its name is compared only if it has both precisions.
     """
     int8 = manifest.precisions.get("int8")
     if manifest.model != DEFAULT_MODEL or int8 is None or int8.recipe != DEFAULT_RECIPE:
@@ -40,12 +40,12 @@ def differences(manifest: Manifest) -> list[str]:
 
 
 def warning(manifest: Manifest) -> str:
-    """What to say of a version that is not the pinned one; "" of the pinned one."""
+    """A warning about a version that is not the pinned one; empty for the pinned one."""
     found = differences(manifest)
     if not found:
         return ""
     return (
-        f"export: warning: {'; '.join(found)}. Vectors of two builds must not be mixed. Take the versions of "
+        f"export: warning: {'; '.join(found)}. Vectors of two builds must not be mixed. Install the versions in "
         "constraints.txt; after an intended change, write what `python -m export.pins` prints into export/pins.py"
     )
 

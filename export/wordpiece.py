@@ -16,7 +16,7 @@ from handler.embedder import join_wordpiece
 def split_wordpiece(tokenizer: Path, vocabulary: Path) -> str | None:
     """Write the tokens of a tokenizer.json, one a line, ids from 0 upwards; returns the JSON of the rest.
 
-    None, and nothing is written, if it is not of WordPiece, or has tokens that lines cannot hold.
+    Returns None and writes nothing if it is not WordPiece, or has tokens that are not one line each.
     """
     whole = json.loads(tokenizer.read_bytes())
     ids = whole["model"].get("vocab")

@@ -1,7 +1,7 @@
 """The words of a model's vocabulary, and the texts that one word makes.
 
-A word that excites a channel far more than others do is lost by a quantization that has not provided for it, most of
-all alone and repeated, where no other word hides it.
+A word that drives a channel far beyond its usual range gets a bad vector from a quantization that does not allow for
+it, most of all alone and repeated, where no other word hides it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def forms(word: str) -> list[str]:
 
 
 def words(tokenizer: Tokenizer) -> list[str]:
-    """The tokens that are words, in the order of their ids: each, tokenized as a text, is that token alone.
+    """The tokens that are words, in the order of their ids: as a text, each is tokenized to itself alone.
 
     Parts of words (`##ing`), special tokens (`[PAD]`) and tokens that no text has (`[unused0]`) are not.
     `tokenizer` must not pad.

@@ -1,4 +1,4 @@
-"""onnxruntime operators of our own, in C: the INT8 products of an encoder, and what lies between them.
+"""onnxruntime operators of our own, in C: the INT8 products of an encoder, and the steps between them.
 
 `python -m kernels` compiles them. Nothing is imported here that a cold start has not loaded.
 """
@@ -32,8 +32,8 @@ LIBRARY = library(sys.platform, os.uname().machine)
 def register(options: onnxruntime.SessionOptions) -> None:
     """Let sessions with these options run the operators.
 
-    They use the best instructions that the CPU has, of "vnni", "avx512" and "avx2", or "neon", or those that the
-    environment variable KERNELS_INSTRUCTIONS names; the options' entry "kernels.instructions" tells which.
+    They use the CPU's best instruction set of "vnni", "avx512" and "avx2", or "neon", or the one that the environment
+    variable KERNELS_INSTRUCTIONS names; the options' entry "kernels.instructions" says which.
     Raises OperatorsError if the library is missing or cannot be loaded, as on a CPU without AVX2.
     """
     if not os.path.exists(LIBRARY):

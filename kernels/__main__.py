@@ -20,16 +20,16 @@ SOURCES = {
     "aarch64": ("operators.c", "neon.c"),
     "arm64": ("operators.c", "neon.c"),
 }
-"""By processor."""
+"""Processor -> its source files."""
 TARGETS = {
-    ("linux", "x86_64"): "x86_64-linux-gnu.2.28",  # as old a C library as onnxruntime's wheels ask for
+    ("linux", "x86_64"): "x86_64-linux-gnu.2.28",  # the C library that onnxruntime's wheels require
     ("linux", "aarch64"): "aarch64-linux-gnu.2.28",
     ("darwin", "x86_64"): "x86_64-macos",
     ("darwin", "arm64"): "aarch64-macos",
 }
-"""System and processor, as Python names them, to Zig's name for both."""
+"""System and processor, as Python names them -> Zig's name for both."""
 DEPLOYED = (("linux", "x86_64"), ("linux", "aarch64"))
-# No product and sum are fused but where the source says so: the same bits everywhere hang on it.
+# A product and a sum are fused only where the source says so, or CPUs would give different bits.
 FLAGS = ("-std=c17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-fPIC", "-shared")
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter")
 
@@ -41,7 +41,7 @@ class CompileError(Exception):
 def compile_operators(system: str, machine: str, target: Path | None = None, *, symbols: bool = False) -> Path:
     """Compile the library for a system and a processor, whole or not at all, and return its path.
 
-    `target` is where the operators are looked for, or another file; `symbols` keeps the names of functions in it.
+    `target` is the file to write, by default where operators are looked for; `symbols` keeps functions' names in it.
     Raises CompileError.
     """
     if (system, machine) not in TARGETS:

@@ -11,7 +11,7 @@
 #define UNROLL _Pragma("clang loop unroll(full)")
 #define DO_NOT_UNROLL _Pragma("clang loop unroll(disable)")
 
-/* 1.5 * 2^23: between 2^23 and 2^24 float32 has integers alone. */
+/* 1.5 * 2^23: between 2^23 and 2^24 float32 has only integers. */
 #define ROUND 12582912.0f
 #define ROUND_BITS 0x4b400000u
 
@@ -104,7 +104,7 @@ typedef struct Arithmetic {
 /* What a row's rest has before its outlier channels. */
 enum { SCALE, LOWEST, OUTLIERS };
 
-/* Multiples of LANES up from a number. */
+/* A number rounded up to a multiple of LANES. */
 static INLINE int64_t padded(int64_t count) { return (count + LANES - 1) / LANES * LANES; }
 
 /* Bytes of a head's queries, keys and values, of the codes of LANES rows of weights, and of the averages of all heads

@@ -15,7 +15,8 @@
      y      = middle + value_scale (sum of weight value_code) / (sum of weight)
 
    The weights' sum is that of their codes, so that they add up to 1 however they were rounded. Lanes are queries, so
-   that no maximum and no sum goes across lanes. Multiplications of bytes bound it on AVX2 and NEON, exp on AVX-512. */
+   that no maximum and no sum goes across lanes. On AVX2 and NEON its speed is bound by multiplying bytes, on AVX-512 by
+   exp. */
 #pragma once
 #include "vectors.h"
 
@@ -57,7 +58,7 @@ static INLINE Ints load_ints(const int32_t *from) {
 
 static INLINE void store_ints(int32_t *to, Ints values) { __builtin_memcpy(to, &values, sizeof values); }
 
-/* The largest magnitude in a row, and in `inverse` what makes it `largest_code`. */
+/* The largest magnitude in a row, and in `inverse` the factor that turns it into `largest_code`. */
 static INLINE float reach(const float *row, const int64_t size, const float largest_code, float *inverse) {
     Floats largest = __builtin_elementwise_abs(load(row));
     for (int64_t d = LANES; d < size; d += LANES) largest = larger(__builtin_elementwise_abs(load(row + d)), largest);
@@ -117,7 +118,7 @@ static INLINE void encode_values(Head *head, const int64_t size, const int64_t c
     store(head->value_scales + channel, fma(half, all(1.0f / LARGEST_VALUE), finite));
 }
 
-/* Scores and codes of `count` keys of a group from `first` on; other keys of it get none. */
+/* Scores and codes of `count` keys of a group from `first` on; the group's other keys get code 0. */
 static INLINE void weigh(Head *head, const int64_t size, const int64_t query, const int64_t first, const int count) {
     const int32_t *queries = head->queries + query * size / QUAD;
     int32_t *codes = head->codes + first / KEYS * LANES;

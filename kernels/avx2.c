@@ -1,4 +1,4 @@
-/* AVX2 and FMA: x86-64 since Haswell (2013), and all that Lambda shows of its x86 machines.
+/* AVX2 and FMA: x86-64 since Haswell (2013), and the most that Lambda's x86 machines offer.
 
    Products of bytes are bound by the two ports that multiply integers (p0 and p1 of Skylake, FP0 and FP3 of Zen 3).
    VPMADDUBSW multiplies 32 pairs and adds the two of each in 16 bits, where they saturate; VPMADDWD widens. Weights are
@@ -57,7 +57,7 @@ static INLINE void score(const int32_t *queries, const int8_t *keys, const int32
         }
 }
 
-/* Weights and values need all their 8 bits, of which two products do not fit into 16: codes of 16 bits. */
+/* Weights and values need all their 8 bits, and two such products do not fit into 16: so their codes have 16 bits. */
 static INLINE Ints average(Ints sums, Ints weights, int32_t values) {
     const __m256i pair = _mm256_set1_epi32(values);
     return sums + both(_mm256_madd_epi16(half_of(weights, 0), pair), _mm256_madd_epi16(half_of(weights, 1), pair));

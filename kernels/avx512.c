@@ -39,7 +39,7 @@ static INLINE void score(const int32_t *queries, const int8_t *keys, const int32
     }
 }
 
-/* Weights and values need all their 8 bits, of which two products do not fit into 16: codes of 16 bits. */
+/* Weights and values need all their 8 bits, and two such products do not fit into 16: so their codes have 16 bits. */
 static INLINE Ints average(Ints sums, Ints weights, int32_t values) {
     return sums + (Ints)_mm512_madd_epi16((__m512i)weights, _mm512_set1_epi32(values));
 }

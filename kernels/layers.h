@@ -7,8 +7,8 @@
 #pragma once
 #include "vectors.h"
 
-/* A row's codes and its rest, from the extremes that the lanes of y factor have seen. A difference from the lowest is
-   at most the range, so that no code needs to be cut; of a sum with ROUND the lowest byte is the rounded number's. */
+/* A row's codes and its rest, from the extremes of y factor in each lane. A difference from the lowest is at most the
+   range, so that no code needs to be cut; the lowest byte of a sum with ROUND is that of the rounded number. */
 static INLINE void encode(const Coding *coding, const int64_t row, const float *y, Floats lowest, Floats highest) {
     const float low = -largest_lane(-lowest), range = largest_lane(highest) - low;
     const Floats start = all(low), inverse = all(range > SMALLEST_RANGE ? LARGEST_CODE / range : 0);
@@ -25,7 +25,7 @@ static INLINE void encode(const Coding *coding, const int64_t row, const float *
     }
 }
 
-/* The same of a row whose extremes are not known. No minimum shows a NaN, so it is looked for. */
+/* The same for a row whose extremes are not known. Minima ignore a NaN, so it is looked for. */
 static INLINE void encode_row(const Coding *coding, const int64_t row, const float *y) {
     Floats lowest = all(__builtin_inff()), highest = -lowest, finite = {};
     for (int64_t i = 0; i < coding->size; i += LANES) {
@@ -88,7 +88,8 @@ static void embed(const Embed *embedding) {
     }
 }
 
-/* `rows` rows, whose codes follow one another, by NR columns from `column` on, into y, whose rows are `step` apart. All sums stay in registers until they are whole. */
+/* `rows` rows, whose codes follow one another, by NR columns from `column` on, into y, whose rows are `step` apart. All
+   sums stay in registers until they are whole. */
 static INLINE void multiply_block(const int rows, const Product *product, const int64_t row, const int64_t column,
                                   float *y, const int64_t step) {
     const int64_t size = product->size, first = column / BLOCK * BLOCK;

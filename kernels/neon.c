@@ -7,8 +7,8 @@
 #include "arithmetic.h"
 #pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
 
-/* SDOT takes signed bytes alone: codes less 128, and so the sums lack 128 times those of the weights. UDOT takes
-   unsigned ones, so values have 128 added, 128 times the sum of the weights too much. */
+/* SDOT takes only signed bytes: codes have 128 taken off, so sums lack 128 times the sum of the weights. UDOT takes only
+   unsigned ones: values have 128 added, so sums have 128 times the sum of the weights too much. */
 enum { CODE_SHIFT = 128, STEP = QUAD, DEPTH = 16 };
 #define MR 4
 #define NR (1 * LANES)

@@ -8,7 +8,7 @@
          y = LayerNormalization(words[id] channel_scales word_scales[id] + positions[token])
      Linear(PRODUCT) -> y
      AttentionQuantize(qkv, ids) -> codes, rest                                        attributes: heads, alpha
-         codes of softmax(alpha Q K^T) V of each head; of ids the shape counts
+         codes of softmax(alpha Q K^T) V of each head; only the shape of ids counts
      LinearAddNormalize(PRODUCT, residual, gamma, beta, ids) -> y                      attribute: epsilon
      LinearAddNormalizeQuantize(PRODUCT, residual, gamma, beta, CODING) -> y, codes, rest
                                                                                        attribute: epsilon
@@ -79,7 +79,7 @@ typedef struct Size {
 typedef struct Input {
     const char *name;
     int type, is_constant;
-    Size shape[2]; /* of one axis the second is UNIT, of none both */
+    Size shape[2]; /* with one axis the second is UNIT, with none both are */
 } Input;
 
 typedef struct Definition Definition;
@@ -214,7 +214,7 @@ static void check(Run *run, int holds, const char *otherwise) {
     if (!run->error && !holds) run->error = run->kernel->api->CreateStatus(FAIL, otherwise);
 }
 
-/* At the start of a line of the cache, in whole lines. */
+/* Memory for a run, aligned to lines of the cache and in whole lines. */
 static void *workspace_of(Run *run, int64_t bytes) {
     enum { LINE = 64 };
     void *workspace = run->error ? NULL : aligned_alloc(LINE, (bytes + LINE - 1) / LINE * LINE);
@@ -222,7 +222,7 @@ static void *workspace_of(Run *run, int64_t bytes) {
     return workspace;
 }
 
-/* Of the inputs (gamma, beta) from `first` on. */
+/* Made of the inputs (gamma, beta) from `first` on. */
 static Normalization normalization_of(const Run *run, size_t first, int64_t size) {
     return (Normalization){
         .size = size,
@@ -232,7 +232,7 @@ static Normalization normalization_of(const Run *run, size_t first, int64_t size
     };
 }
 
-/* Of the inputs (factor, outlier_channels) from `first` on, into the outputs from `output` on. */
+/* Made of the inputs (factor, outlier_channels) from `first` on and the outputs from `output` on. */
 static Coding coding_of(Run *run, size_t first, size_t output, int64_t rows, int64_t size) {
     const int64_t outliers = run->quantities[OUTLIERS_WRITTEN];
     Coding coding = {
@@ -248,7 +248,7 @@ static Coding coding_of(Run *run, size_t first, size_t output, int64_t rows, int
 
 enum { PRODUCT_INPUTS = 7 };
 
-/* Of the inputs (codes, rest, weight, sums, scale, bias, rest_weight). Its workspace is the caller's to free. */
+/* Made of the inputs (codes, rest, weight, sums, scale, bias, rest_weight). The caller frees its workspace. */
 static Product product_of(Run *run) {
     const int64_t size = run->quantities[INPUTS] * LANES;
     return (Product){
@@ -414,7 +414,7 @@ enum { KNOWN = sizeof known / sizeof *known };
 #define NAMES "neon"
 #endif
 
-/* The place in `known` of the best that this CPU has; KNOWN if it has none. Intel's manual, volume 1, 14.3, 14.5.3,
+/* The index in `known` of the best that this CPU has; KNOWN if it has none. Intel's manual, volume 1, 14.3, 14.5.3,
    15.2: what the CPU has, and what the system saves. */
 static size_t best_of_this_cpu(void) {
 #ifdef __x86_64__
@@ -434,8 +434,8 @@ static size_t best_of_this_cpu(void) {
 #endif
 }
 
-/* The place in `known` of the best there are, or of those that KERNELS_INSTRUCTIONS names. What is wrong with the CPU or
-   with the variable; NULL if nothing. */
+/* Sets the index in `known` of this CPU's best, or of those that KERNELS_INSTRUCTIONS names. Returns what is wrong with
+   the CPU or the variable; NULL if nothing. */
 static const char *choose_instructions(size_t *chosen) {
     const char *wanted = getenv("KERNELS_INSTRUCTIONS");
     const size_t best = best_of_this_cpu();
@@ -588,14 +588,14 @@ static const Definition definitions[] = {
 /* clang-format on */
 enum { DEFINITIONS = sizeof definitions / sizeof *definitions };
 
-/* The operators as they use some instructions: of all sessions, and never released, since they may outlive one another.
-   */
+/* The operators for one instruction set. All sessions share them. They are never released, since sessions may outlive
+   one another. */
 typedef struct Library {
     Domain *domain;
     Definition definitions[DEFINITIONS];
 } Library;
 
-/* By place in `known`. Threads may ask at once: the first to be done is taken. */
+/* By index in `known`. If threads make one at the same time, the first to finish is kept. */
 static Library *libraries[KNOWN];
 
 static Status *library_of(const Api *api, size_t instructions, Library **library) {

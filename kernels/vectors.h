@@ -14,9 +14,9 @@ static INLINE Floats load(const float *from) {
 
 static INLINE void store(float *to, Floats values) { __builtin_memcpy(to, &values, sizeof values); }
 
-/* On NEON a fused product adds to a register, so that a number in one, to be added to again, must be copied first, by an
-   instruction as dear as the product. Read once more it comes for nothing: REREAD makes the compiler forget that it
-   knows what lies at a pointer. */
+/* On NEON a fused product overwrites the register that it adds to, so that a number that is needed again must be copied
+   first, by an instruction as dear as the product. Reading it from memory again costs nothing: REREAD makes the compiler
+   forget that it knows what is at a pointer. */
 #ifdef __x86_64__
 #define REREAD(pointer)
 #else
@@ -25,7 +25,7 @@ static INLINE void store(float *to, Floats values) { __builtin_memcpy(to, &value
 
 static INLINE Floats all(float value) { return (Floats)value; }
 
-/* Of a number and a NaN the number, if that is the second. One instruction each. */
+/* If `a` is NaN, the result is `b`. One instruction each. */
 #ifdef __x86_64__
 static INLINE Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
@@ -87,7 +87,7 @@ static INLINE Words weight_codes(Floats x, Floats scale) {
 }
 
 /* max(x, 0) - |x| (1 - erf(|x| / sqrt 2)) / 2, the latter by a minimax polynomial up to 3.9, where it is nearly 0: off
-   by at most 1.2e-4, a hundredth of the step between two codes. Of what is not a number it makes none. */
+   by at most 1.2e-4, a hundredth of the step between two codes. NaN gives NaN. */
 static INLINE Floats gelu(Floats x) {
     static const Floats table[] = {
         (Floats)3.251474e-5f,  (Floats)-1.2082409e-3f, (Floats)1.3909920e-2f, (Floats)-7.222161e-2f,

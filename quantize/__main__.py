@@ -37,18 +37,18 @@ def _show(done: int, total: int) -> None:
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m quantize", description="Float32 ONNX to INT8 ONNX.")
+    parser = argparse.ArgumentParser(prog="python -m quantize", description="Quantize float32 ONNX to INT8 ONNX.")
     parser.add_argument("source", metavar="IN", type=Path, help="float32 ONNX file")
     parser.add_argument("target", metavar="OUT", type=Path, help="INT8 ONNX file to write")
     parser.add_argument("--recipe", choices=RECIPES, default=DEFAULT_RECIPE, help="default: %(default)s")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="default: tokenizer.json beside IN")
-    parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="default: %(default)s")
+    parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="of a text; default: %(default)s")
     parser.add_argument(
         "--min-cosine",
         type=float,
         metavar="X",
         help="write nothing if the mean cosine to float32 is lower; default: "
-        f"{', '.join(f'{recipe.min_cosine} for {name}' for name, recipe in RECIPES.items())}; 0 to go on",
+        f"{', '.join(f'{recipe.min_cosine} for {name}' for name, recipe in RECIPES.items())}; 0 to write always",
     )
     return parser.parse_args()
 

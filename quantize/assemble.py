@@ -1,8 +1,8 @@
 """The quantized encoder as onnxruntime runs it: operators of our own, each an INT8 product with what follows it.
 
-An INT8 product is exact, but what lies between two of them is float32, and a value near the border of two codes turns
-a last bit that differs into another code; the codes after it then differ in hundreds. onnxruntime's own operators sum
-a row in as many lanes as the CPU's vectors have, so the same text would get vectors of cosine 0.999 on x86 and on
+An INT8 product is exact, but the steps between two products are float32. If a value near the border of two codes
+differs in its last bit, it gets another code, and hundreds of codes after it differ too. onnxruntime's own operators
+sum a row in as many lanes as the CPU's vectors have, so the same text would get vectors of cosine 0.999 on x86 and on
 Graviton. The operators of `kernels/` make each number by the same operations in the same order everywhere, and in one
 pass over memory where onnxruntime's take up to ten:
 
@@ -34,7 +34,7 @@ from quantize.writer import Writer
 
 DOMAIN = "lambda.embeddings"
 LANES = 16
-"""Channels of a layer, and of a head of attention, are a multiple of it."""
+"""Channels of a layer, and of a head of attention, must be a multiple of this."""
 BLOCK, QUAD = 32, 4
 """Columns and inputs of a linear layer whose weights lie together (kernels/operators.c, "PRODUCT")."""
 
@@ -47,16 +47,17 @@ def codes_of(tensor: str) -> str:
 
 
 def rest_of(tensor: str) -> str:
-    """The name of what a row has beside its codes: float32, shape (rows, 2 + outliers), scale and lowest first."""
+    """The name of what a row has beside its codes: scale, lowest, outliers; float32, shape (rows, 2 + outliers)."""
     return f"{tensor}/rest"
 
 
 def assemble(graph: Graph, quantized: Mapping[str, QuantizedLinear], further: Sequence[str] = ()) -> onnx.ModelProto:
-    """A model of token ids, int64 of shape (texts, tokens), with `quantized` in the place of the groups of that name.
+    """A model of token ids, int64 of shape (texts, tokens), with `quantized` in place of the groups of those names.
 
-    The output is the last hidden state, float32 of shape (texts, tokens, channels); `further` are tensors to put out
-    beside it.
-    Raises QuantizationError if the graph is not that of a BERT-like encoder, or has sizes that the operators do not.
+    The output is the last hidden state, float32 of shape (texts, tokens, channels); `further` names tensors to output
+    as well.
+    Raises QuantizationError if the graph is not that of a BERT-like encoder, or has sizes that the operators do not
+    support.
     """
     return _Assembly(graph, quantized).model(further)
 
@@ -105,11 +106,11 @@ class _Assembly:
         return [codes_of(group.input), rest_of(group.input), *names]
 
     def _linear_layer(self, group: Group) -> str:
-        """The output of a group that is followed by no operator which has a product in it."""
+        """Write a group as a Linear, where no operator has its product and what follows; returns its output."""
         return self._writer.node("Linear", self._product(group), group.name, whole_name=True, domain=DOMAIN)
 
     def _coding(self, tensor: str) -> list[str]:
-        """The inputs of what makes the codes of a tensor that a group reads."""
+        """The inputs that an operator needs to make the codes of a tensor that a group reads."""
         found = self._quantized[self._reader[tensor].name]
         return [
             self._writer.constant(f"{tensor}/factor", found.factor),
@@ -166,8 +167,8 @@ class _Assembly:
         self._writer.node_of_outputs(kind, inputs, [codes_of(output), rest_of(output)], DOMAIN)
 
     def _tables(self, tensor: str) -> list[str]:
-        """The table of words as int8 with one scale a row and one a channel, and that of places with the first row of
-        segments added. Without the channels' scales a far channel of a frequent token would make it coarse."""
+        """The table of words as int8 with a scale for each row and each channel, and the position embeddings with the
+        first row of segments added. Without channel scales one large channel would make a frequent token coarse."""
         words, places, segments = None, None, np.float32(0)
         waiting = [tensor]
         while waiting:
@@ -188,11 +189,11 @@ class _Assembly:
                 places = numpy_helper.to_array(table)
             else:
                 raise QuantizationError(
-                    f"{tensor} reads a table by {node.input[1]}: only {IDS}, {SEGMENTS} and places counted from 0 are "
-                    "supported"
+                    f"{tensor} reads a table by {node.input[1]}: only {IDS}, {SEGMENTS} and positions counted from 0 "
+                    "are supported"
                 )
         if words is None or places is None:
-            raise QuantizationError(f"{tensor} is made without a table of words or of places counted from 0")
+            raise QuantizationError(f"{tensor} is made without a table of words or of positions counted from 0")
         channel_scale = np.maximum(np.abs(words).max(axis=0), np.float32(1e-12))
         relative = words / channel_scale
         word_scale = np.maximum(np.abs(relative).max(axis=1), np.float32(1e-12)) / np.float32(127)
@@ -204,7 +205,7 @@ class _Assembly:
         ]
 
     def _counts_from_0(self, name: str, rows: int) -> bool:
-        """Whether a tensor is the places of the tokens of a text, 0, 1, ..., in an array of shape (1, tokens)."""
+        """Whether a tensor is the positions of a text's tokens, 0, 1, ..., in an array of shape (1, tokens)."""
         cut = self._makers.get(name)
         if cut is None or cut.op_type != "Slice" or len(cut.input) < 4:
             return False

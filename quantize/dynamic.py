@@ -22,8 +22,8 @@ from onnxruntime.quantization.registry import IntegerOpsRegistry
 from quantize.errors import QuantizationError
 
 OPERATORS = sorted(set(IntegerOpsRegistry) - {"Attention"})
-"""All that onnxruntime quantizes but its own Attention, for which it takes that of ONNX (opset 23) too. No file that
-is quantized here has the former."""
+"""All that onnxruntime quantizes but its own Attention, with which it confuses ONNX's (opset 23). No file that is
+quantized here has onnxruntime's own."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class DynamicRecipe:
         try:
             self._quantize(source, target)
         except OSError:
-            raise  # of `target`
-        except Exception as error:  # onnxruntime raises whatever a graph leads to that it does not foresee
+            raise  # about `target`
+        except Exception as error:  # onnxruntime raises any kind of error on a graph that it does not foresee
             raise QuantizationError(
                 f"{source} stops onnxruntime's quantize_dynamic ({error!r}): export it with optimum"
             ) from error

@@ -32,7 +32,7 @@ MICROSOFT = "com.microsoft"
 """Domain of onnxruntime's own operators (onnxruntime, ContribOperators.md)."""
 OPSET = 18
 MIN_OPSET = 13
-"""Below it, nodes that are kept as they are say by attributes what OPSET has them read."""
+"""Below it, some operators take as attributes what OPSET takes as inputs, so nodes could not be kept as they are."""
 IDS, SEGMENTS = "input_ids", "token_type_ids"
 
 LAYER = (
@@ -47,8 +47,8 @@ LAYER = (
     {"Add"},
     {"LayerNormalization"},
 )
-"""What an encoder layer is made of. Each reads the output of that before it, and Add the layer's input or the output
-of the first LayerNormalization too."""
+"""What an encoder layer is made of. Each part reads the output of the one before it; Add also reads the layer's input
+or the output of the first LayerNormalization."""
 REMEDY = (
     "and the recipe per-token takes only encoders like BERT: export one with optimum, task feature-extraction, or take "
     "a dynamic recipe"
@@ -115,7 +115,7 @@ class Graph:
 
     @property
     def nodes(self) -> list[NodeProto]:
-        """What is not part of a linear layer."""
+        """The nodes that are not part of a linear layer."""
         return [part for part in self.parts if not isinstance(part, Group)]
 
 
@@ -141,8 +141,8 @@ def fuse(source: Path) -> Graph:
 
 
 def _encoder_alone(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A model without what the tool trips over: nodes that only other outputs need, such as pooling, and inputs that
-    are weights or of no shape, as other exporters write them."""
+    """A model without what the tool cannot handle: nodes that only other outputs need, such as pooling, and inputs that
+    are weights or have no shape, as other exporters write them."""
     graph = model.graph
     nodes = needed(graph.node, [graph.output[0].name])
     constants = {tensor.name for tensor in graph.initializer}
@@ -159,17 +159,17 @@ def _fused(source: Path, model: onnx.ModelProto) -> onnx.ModelProto:
     for name in ("skip_layer_norm", "bias_skip_layer_norm", "embed_layer_norm", "bias_gelu"):
         setattr(options, f"enable_{name}", False)
     try:
-        with redirect_stdout(StringIO()):  # where it tells of shapes that it cannot infer
+        with redirect_stdout(StringIO()):  # it prints the shapes that it cannot infer
             fused: onnx.ModelProto = optimize_model(model, "bert", optimization_options=options, opt_level=0).model
     except ImportError as error:
         raise QuantizationError(f"onnxruntime's fusion lacks a package ({error}): pip install '.[export]'") from error
-    except Exception as error:  # the tool raises whatever a graph leads to that it does not foresee
+    except Exception as error:  # the tool raises any kind of error on a graph that it does not foresee
         raise QuantizationError(f"{source} stops onnxruntime's fusion ({error!r}), {REMEDY}") from error
     return fused
 
 
 def _with_segments(nodes: Sequence[NodeProto], constants: Mapping[str, TensorProto]) -> list[NodeProto]:
-    """Nodes in which a table whose every row number is 0, as some exporters write segments, is read by them."""
+    """Nodes in which a table that is read only at row 0, as some exporters write segments, is read by SEGMENTS."""
     makers = {name: node for node in nodes for name in node.output}
     found = []
     for node in nodes:

@@ -11,8 +11,8 @@ Y = X W + b, X of shape (tokens, in), W of shape (in, out), becomes
 2. Smoothing (Xiao et al., "SmoothQuant", arXiv:2211.10438, eq. 4 with a = 1/2): s_j = sqrt(m_j / max|W_j|), m_j the
    channel's largest magnitude seen. It makes the ranges of activations and of weights equal, channel by channel. No
    range is fixed by it: a value beyond m_j makes its token's scale larger, and is not cut.
-3. W_q = W diag(s) / r, with the smallest r with which the column fits, rounded so that errors make good for one
-   another (rounding.py).
+3. W_q = W diag(s) / r, with the smallest r with which the column fits, rounded so that errors compensate one another
+   (rounding.py).
 
 The file must give the same sums on every CPU. x86 without VNNI multiplies unsigned by signed bytes and adds two such
 products in 16 bits, where they saturate (onnxruntime's documentation, "Quantize ONNX models", "U8S8 saturation"; the
@@ -26,9 +26,9 @@ Large weights seldom meet in a four, so most columns use nearly all of -127..127
 activations would be finer and weights coarser, and weights' errors, which are the same in every token, are the ones
 that do not average out.
 
-And it must have the same bytes whichever machine makes it. So all that decides a weight is a maximum, or element by
-element in IEEE 754's operations: no sum whose order is a library's, unless it is exact in any order (rounding.py), and
-no function that libraries approximate.
+The file must also have the same bytes whichever machine makes it. So weights come only from maxima and from IEEE 754's
+operations on single elements: no sum in a library's order, unless it is exact in any order (rounding.py), and no
+function that libraries approximate.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def quantize_linear(
 ) -> QuantizedLinear:
     """Quantize one group of linears.
 
-    `weight` has shape (in, out), `bias` (out,), `smoothing` (in,); `products` is X^T X of inputs, shape (in, in), by
-    which rounding errors are made good, or None.
+    `weight` has shape (in, out), `bias` (out,), `smoothing` (in,); `products` is X^T X of inputs, shape (in, in), to
+    compensate rounding errors with, or None.
     """
     factor = np.float32(1) / smoothing
     factor[outliers] = 0
@@ -85,13 +85,13 @@ def quantize_linear(
         codes, scale = round_to_nearest(scaled)
     else:
         products = products.copy()
-        products[outliers], products[:, outliers] = 0, 0  # or their rows would make good for others
+        products[outliers], products[:, outliers] = 0, 0  # or their rows would compensate for others
         codes, scale = round_weights(scaled, products, smoothing)
     return QuantizedLinear(factor, outliers, codes, scale, bias, outlier_weight=weight[outliers])
 
 
 def outlier_channels(largest: Array, weight: Array, count: int) -> npt.NDArray[np.int64]:
-    """The channels, in order, that can contribute most: by their largest magnitudes, of shape (in,), and weights."""
+    """The `count` channels, in order, whose largest magnitudes, shape (in,), and weights can contribute most."""
     reach = largest.astype(np.float64) ** 2 * _row_sums(weight.astype(np.float64) ** 2)
     return np.sort(np.argsort(-reach, kind="stable")[:count])
 
@@ -103,7 +103,7 @@ def smoothing_factors(largest: Array, weight: Array) -> Array:
 
 
 def _row_sums(values: Array64) -> Array64:
-    """Sums of rows, halves upon halves: in an order of our own, which is the same everywhere."""
+    """Sums of rows, by adding one half to the other until one is left: the same order everywhere."""
     while values.shape[1] > 1:
         half = values.shape[1] // 2
         odd = values[:, 2 * half :]

@@ -1,8 +1,8 @@
 """Quantization of a whole encoder with a scale for each token, so that a vector depends on its text alone.
 
-Nothing is calibrated on texts. The one thing that weights do not tell, which channels reach far, a first and plain INT8
-form of the model shows on its own vocabulary. That form runs on our operators, which give the same bits on every CPU,
-and so the file has the same bytes whichever machine makes it.
+Nothing is calibrated on texts. Weights do not tell which channels reach far, so a first, plain INT8 form of the model
+is run on its own vocabulary to see it. That form runs on our operators, which give the same bits on every CPU, and so
+the file has the same bytes whichever machine makes it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Array64 = npt.NDArray[np.float64]
 Advance = Callable[[int, int], None]
 
 SAMPLE = 8
-"""One token in that many counts for the products of channels, which take most of the time."""
+"""One token in SAMPLE is used for the products of channels, which take most of the time."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Inputs:
         return cls(np.zeros(channels, np.float32), np.zeros((channels, channels)))
 
     def with_rows(self, rows: Array) -> Inputs:
-        """With float32 rows of shape (tokens, channels)."""
+        """These inputs and further float32 rows of shape (tokens, channels)."""
         # 2^18 tokens of values below 2^7, in steps of 2^-10: their sums are exact (rounding.py tells why).
         some = on_grid(rows[::SAMPLE].astype(np.float64), bits=10, bound=2.0**7)
         largest = np.maximum(rows.max(axis=0), -rows.min(axis=0))
@@ -57,9 +57,9 @@ class PerTokenRecipe:
 
     smooth: bool = True
     compensate: bool = True
-    """Whether rounding errors are made good."""
+    """Whether rounding errors are compensated."""
     outliers: int = 2
-    """Channels that stay float32 of each input but attention's, which has none that reach far."""
+    """Channels of each input that stay float32; none of attention's output, where none reach far."""
 
     batch_independent = True
     operators = VERSION
@@ -82,7 +82,7 @@ class PerTokenRecipe:
         target.write_bytes(assemble(graph, self._quantized(graph, inputs)).SerializeToString())
 
     def _inputs(self, graph: Graph, pieces: Sequence[Sequence[int]], advance: Advance) -> dict[str, Inputs]:
-        """Of each group, by the name of its input."""
+        """What each group has read, by the name of its input."""
         plain = {group.name: quantize_linear(group.weight, group.bias, *_plain(group), None) for group in graph.groups}
         found = {group.input: Inputs.none(len(group.weight)) for group in graph.groups}
         names = [name for tensor in found for name in (codes_of(tensor), rest_of(tensor))]
@@ -97,7 +97,7 @@ class PerTokenRecipe:
         return found
 
     def _quantized(self, graph: Graph, inputs: Mapping[str, Inputs]) -> dict[str, QuantizedLinear]:
-        """Of each group, by its name."""
+        """Each group quantized, by its name."""
         of_output = {linear.output: group for group in graph.groups for linear in group.linears}
         done: dict[str, QuantizedLinear] = {}
         for group in graph.groups:

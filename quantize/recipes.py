@@ -43,11 +43,10 @@ def quantize(
 
     `tokenizer` is the model's tokenizer.json: pieces of its vocabulary, of at most `max_tokens`, show the recipe
     per-token which channels reach far, and some are what every recipe's result is checked on. `advance` is called with
-    the runs done and their number. `min_cosine` is the mean cosine to float32 that the check must find, by default the
-    recipe's own.
-    Raises QuantizationError if the recipe is unknown, `source` is not what `check_source` and the recipe
-    expect, the tokenizer
-    cannot be read, or the result is below `min_cosine`.
+    the number of runs done and of all runs. `min_cosine` is the mean cosine to float32 that the check must find, by
+    default the recipe's own.
+    Raises QuantizationError if the recipe is unknown, `source` is not what `check_source` and the recipe expect, the
+    tokenizer cannot be read, or the result is below `min_cosine`.
     """
     if recipe not in RECIPES:
         raise QuantizationError(f"no recipe {recipe!r}: choose one of {', '.join(RECIPES)}")

@@ -1,4 +1,4 @@
-"""Weights to integers, each rounding error made good by the weights that are not rounded yet.
+"""Weights to integers; each rounding error is compensated by the weights that are not rounded yet.
 
 With inputs X and H = X^T X, rounding W to W + E costs the output ||X E||^2 = tr(E^T H E). Factored, H = L D L^T with
 L of ones on its diagonal and zeros above, that is a sum over input channels,
@@ -7,7 +7,7 @@ L of ones on its diagonal and zeros above, that is a sum over input channels,
 
 so from the last channel to the first each is rounded not as W_k, but as W_k + sum over j > k of L_jk (W_j - W_q,j)
 (Frantar et al., "GPTQ", arXiv:2210.17323; in this form Chee et al., "QuIP", arXiv:2307.13304, LDLQ). Channels come in
-the order of their mean squares, so that what matters most is rounded while all others can still make good for it.
+the order of their mean squares, so that what matters most is rounded while all others can still compensate for it.
 
 The result must not depend on the machine, and the sums of a matrix product do: their order is the library's and the
 CPU's. So whatever is multiplied by a matrix product is first put on a grid so coarse that all its sums are integers
@@ -29,8 +29,8 @@ channels (linear.py tells why)."""
 FOUR, PERIOD = 4, 8
 """Channels of a four: i, i+1, i+4 and i+5 of each `PERIOD`, i = 0 and 2."""
 DAMPING = 0.3
-"""Added to H's diagonal, in units of it, for what the inputs seen do not tell. Rounding comes near to rounding to
-nearest as it grows."""
+"""Added to H's diagonal, in units of it, since the inputs seen do not show everything. The larger it is, the nearer the
+result is to rounding to nearest."""
 BLOCK = 64
 """Channels between two matrix products."""
 
@@ -49,13 +49,13 @@ def round_to_nearest(weight: Array) -> tuple[npt.NDArray[np.int8], Array]:
 
 
 def round_weights(weight: Array, products: Array64, smoothing: Array) -> tuple[npt.NDArray[np.int8], Array]:
-    """The same, with errors made good.
+    """Like `round_to_nearest`, with errors compensated.
 
     `products`, (in, in), is X^T X of inputs that are divided by `smoothing`, (in,), before they are multiplied with
     `weight`.
     """
     scale = _column_scales(weight)
-    # A channel that no input reached counts a little, or nothing could be divided by it.
+    # A channel that no input reached counts a little, so that it can be divided by.
     squares = np.diag(products)
     squares = np.maximum(squares, squares.max(initial=0) * 1e-9 + 1e-30)
     size = np.sqrt(squares)
@@ -72,7 +72,7 @@ def round_weights(weight: Array, products: Array64, smoothing: Array) -> tuple[n
 
 
 def _fours(channels: int) -> Indices:
-    """The channels of the four that each belongs to, shape (4, channels)."""
+    """For each channel the channels of its four, shape (4, channels)."""
     first = np.arange(channels) // PERIOD * PERIOD + np.arange(channels) % 4 // 2 * 2
     return np.stack([first, first + 1, first + 4, first + 5])
 
@@ -89,7 +89,7 @@ def _column_scales(weight: Array) -> Array:
 
 
 def _sums(fours: Array) -> Array:
-    """In an order of our own."""
+    """Sums of fours, in a fixed order."""
     found: Array = (fours[:, 0, :, 0] + fours[:, 0, :, 1]) + (fours[:, 1, :, 0] + fours[:, 1, :, 1])
     return found
 
@@ -113,13 +113,13 @@ def _factor(correlations: Array64) -> Array64:
 
 
 def _round(wanted: Array64, feedback: Array64, fours: Indices) -> Array64:
-    """Integers in the place of `wanted`, shape (in, out), from the last row to the first.
+    """`wanted`, shape (in, out), rounded to integers from the last row to the first.
 
-    `feedback` is L, shape (in, in); `fours` are the rows of the four that each belongs to, shape (4, in).
+    `feedback` is L, shape (in, in); `fours` are for each row the rows of its four, shape (4, in).
     """
     rows = len(wanted)
     errors = np.zeros_like(wanted)
-    found = wanted.copy()  # row by row what is wanted, then that and what makes good for others, then integers
+    found = wanted.copy()  # each row is what is wanted, then that plus what compensates for others, then integers
     for stop in range(rows, 0, -BLOCK):
         start = max(0, stop - BLOCK)
         # At most 2^27 in steps of 2^-26: L of up to 2^8, errors of up to 2^6, up to 2^13 rows.
@@ -133,10 +133,10 @@ def _round(wanted: Array64, feedback: Array64, fours: Indices) -> Array64:
 
 
 def _bounded(row: Array64, done: Array64, waiting: Array64) -> Array64:
-    """`row` with its part in keeping the sum of its four's weights of its sign within the bound.
+    """`row`, made smaller where the weights of its sign in its four would add up to more than the bound.
 
-    `done` are rows of the four that are integers already, `waiting` those that can still give way: what is beyond the
-    bound is shared out evenly among them and `row`.
+    `done` are rows of the four that are integers already, `waiting` those that are not yet: `row` and these share what
+    is beyond the bound equally.
     """
     sign, size = np.sign(row), np.abs(row)
     taken, wish, sharers = np.zeros_like(row), size.copy(), np.ones_like(row)

@@ -49,7 +49,7 @@ def open_session(model: Path | bytes) -> onnxruntime.InferenceSession:
 
 
 def run(session: onnxruntime.InferenceSession, names: Sequence[str], given: Feed) -> list[npt.NDArray[np.float32]]:
-    """The tensors `names`; of what is given, the session is fed what it reads."""
+    """The tensors `names`, computed from those arrays in `given` that the model reads."""
     inputs = [node.name for node in session.get_inputs()]
     found: list[npt.NDArray[np.float32]] = session.run(list(names), {name: given[name] for name in inputs})
     return found

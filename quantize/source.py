@@ -1,4 +1,4 @@
-"""The file that people bring, checked before anything slow starts: each way to be wrong has its own sentence."""
+"""Checks the file to quantize before anything slow starts: each way to be wrong has its own message."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ INPUTS = {"input_ids": 0, "attention_mask": 1, "token_type_ids": 0}
 TRIALS = ((2, 3), (1, 5))
 """Texts and tokens of each trial run."""
 LARGEST = 2**31 - 1
-"""Bytes that a protobuf message, and so an ONNX file with its weights, can have."""
+"""Maximum bytes of a protobuf message, and so of an ONNX file with its weights."""
 STANDARD = ("", "ai.onnx")
 OPTIMIZED = ("com.microsoft", "com.microsoft.nchwc")
 """Domains of the operators that onnxruntime's optimizer puts in the place of ONNX's own."""
@@ -38,8 +38,8 @@ ANEW = "download it again or export it with optimum"
 def check_source(path: Path) -> None:
     """Raise QuantizationError unless a file is the float32 ONNX model of an encoder, as optimum exports it.
 
-    That is one of token ids, of any number and length of texts, with one vector a token as its first output, which
-    onnxruntime can run.
+    Such a model reads the token ids of texts of any number and length, has one vector per token as its first output,
+    and can be run by onnxruntime.
     """
     model = _read(path)
     graph = model.graph
@@ -74,7 +74,7 @@ def _read(path: Path) -> onnx.ModelProto:
     try:
         model = onnx.load_model_from_string(content)
     except DecodeError as error:
-        raise QuantizationError(f"{path} is not an ONNX model or not all of one ({error}), {ANEW}") from error
+        raise QuantizationError(f"{path} is not an ONNX model or only a part of one ({error}), {ANEW}") from error
     if not model.graph.node or not model.graph.output:
         raise QuantizationError(f"{path} is not an ONNX model with operators and outputs, {ANEW}")
     return model
@@ -104,7 +104,9 @@ def _check_external_data(path: Path, tensors: Sequence[TensorProto]) -> None:
             length = int(entries.get("length") or _size(tensor))
             end = int(entries.get("offset") or 0) + length
         except (ValueError, KeyError) as error:
-            raise QuantizationError(f"{path} says of {tensor.name} in {name} {error}, {ANEW}") from error
+            raise QuantizationError(
+                f"{path} has no valid place of {tensor.name} in {name} ({error}), {ANEW}"
+            ) from error
         if end > sizes[name]:
             raise QuantizationError(
                 f"{path.parent / name} has {sizes[name]} of the {end} bytes that {path} needs: download it again"
@@ -228,7 +230,7 @@ def _check_runs(path: Path, name: str) -> None:
 def _trial(path: Path, name: str) -> list[object]:
     """The output `name` for token ids of each shape of TRIALS."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 4  # what is wrong is raised, and need not be told twice
+    options.log_severity_level = 4  # errors are raised, so they need no line in the log
     options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:

@@ -1,4 +1,4 @@
-"""The vocabulary as pieces of token ids: what a model is run on where no texts are wanted."""
+"""The vocabulary as pieces of token ids: a model is run on these instead of texts."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from tokenizers import Tokenizer
 from quantize.errors import QuantizationError
 
 REPEATED, TIMES = 16, 16
-"""One token in that many makes a further piece, which repeats it that often: what one word does to all tokens of a text
-at once shows there alone."""
+"""One token in REPEATED makes a further piece, which has it TIMES times: only this shows what one word does to all
+tokens of a text at once."""
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def pieces(tokenizer: Path, max_tokens: int) -> list[list[int]]:
-    """Each token of the vocabulary once, far from its neighbours there, with the special tokens of a text, and some
-    repeated.
+    """Pieces with each token of the vocabulary once, far from its neighbours there, and pieces that repeat a token; all
+    with the special tokens of a text.
 
-    Always the same ones, whichever library's random numbers there are.
+    They are always the same, as no random numbers are used.
     Raises QuantizationError if the tokenizer cannot be read, or texts have no room for its tokens.
     """
     try:
@@ -54,9 +54,9 @@ def cut(tokens: int, specials: list[int], max_tokens: int) -> list[list[int]]:
 
 
 def _sizes(room: int) -> list[int]:
-    """Tokens of the pieces, special tokens aside: Fibonacci's numbers, and all that there is room for, since each place
-    of a text has channels that reach far too. Pieces of each size have as many tokens together: with more in long ones
-    short texts would be served badly, and the other way around."""
+    """Sizes of the pieces without special tokens: Fibonacci's numbers, and the most that fits, since each position of a
+    text has channels that reach far too. Each size gets equally many tokens: with more of them in long pieces short
+    texts would get worse vectors, and vice versa."""
     found = [1, 2]
     while found[-1] + found[-2] < room:
         found.append(found[-1] + found[-2])

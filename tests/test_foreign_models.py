@@ -169,7 +169,7 @@ def test_every_recipe_refuses_what_is_no_source(recipe: str, model_folder: Path,
     ("content", "message"),
     [
         (b"", "is empty, download it again or export it with optimum"),
-        (b"\xff" * 99, r"is not an ONNX model or not all of one \(Error parsing .*\), download it again or export"),
+        (b"\xff" * 99, r"is not an ONNX model or only a part of one \(Error parsing .*\), download it again or export"),
         (
             onnx.ModelProto(ir_version=8).SerializeToString(),
             "is not an ONNX model with operators and outputs, download",
@@ -188,7 +188,7 @@ def test_what_is_no_onnx_file(content: bytes, message: str, tmp_path: Path) -> N
 def test_a_file_cut_short(altered: Callable[..., Path]) -> None:
     path = altered(lambda model: None)
     os.truncate(path, path.stat().st_size // 2)
-    assert "is not an ONNX model or not all of one" in refusal(path)
+    assert "is not an ONNX model or only a part of one" in refusal(path)
 
 
 def test_what_cannot_be_read(tmp_path: Path) -> None:
@@ -354,7 +354,11 @@ def test_external_data_that_is_missing(external: Path) -> None:
         ("location", "/etc/passwd", "keeps weights in '/etc/passwd', not in its folder"),
         ("location", "", "keeps weights in '', not in its folder"),
         ("location", "a\0b", r"cannot read .*, the weights of .*: .*null"),
-        ("length", "many", "says of .* invalid literal for int.*, download it again or export it with optimum"),
+        (
+            "length",
+            "many",
+            "no valid place of .* invalid literal for int.*, download it again or export it with optimum",
+        ),
         ("offset", "99999999", "bytes that .* needs: download it again"),
     ],
 )

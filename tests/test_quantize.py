@@ -323,7 +323,7 @@ def _renamed(part: onnx.NodeProto | Group, old: str, new: str) -> onnx.NodeProto
     [
         (
             other_places,
-            r"/embeddings/.* reads a table by .*: only input_ids, token_type_ids and places counted from 0 are",
+            r"/embeddings/.* reads a table by .*: only input_ids, token_type_ids and positions counted from 0 are",
         ),
         (no_words, r"/embeddings/.* reads a table by other_ids: only input_ids"),
         (another_sum, r"/embeddings/.* is not the sum of three tables: is this a BERT-like encoder by optimum?"),
