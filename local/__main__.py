@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 try:
-    import awslambdaric  # noqa: F401  the child needs it: better said here than there
+    import awslambdaric  # noqa: F401  the child needs it, and its message would be less clear
     from aiohttp import web
 
     from local.front import FRONTS, front_app
@@ -90,7 +90,7 @@ def _stop_signal() -> asyncio.Event:
 
 
 def _program(name: str) -> str:
-    """Its path, which holds in the function's folder too. Raises ArgumentTypeError if there is none."""
+    """The absolute path of a program, for use in the function's folder. Raises ArgumentTypeError if there is none."""
     found = shutil.which(name)
     if found is None:
         raise argparse.ArgumentTypeError(f"there is no program {name}")
@@ -99,7 +99,7 @@ def _program(name: str) -> str:
 
 def _parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m local", description="Run a Lambda function with the real runtime client, behind HTTP."
+        prog="python -m local", description="Run a Lambda function here, under AWS's runtime client, behind HTTP."
     )
     parser.add_argument("handler", nargs="?", default="handler.app.lambda_handler", help="default: %(default)s")
     parser.add_argument("--folder", type=Path, default=Path(), help="the function's folder; default: this one")
@@ -108,23 +108,27 @@ def _parse_arguments() -> argparse.Namespace:
         type=_program,
         default=sys.executable,
         metavar="PROGRAM",
-        help="that runs the function, and has awslambdaric; default: this one",
+        help="Python with awslambdaric that runs the function; default: this one",
     )
     parser.add_argument("--host", default="127.0.0.1", help="default: %(default)s")
-    parser.add_argument("--port", type=int, default=8080, help="0 takes a free one; default: %(default)s")
+    parser.add_argument("--port", type=int, default=8080, help="0 for any free one; default: %(default)s")
     parser.add_argument(
         "--invoke-port",
         type=int,
         metavar="PORT",
-        help="of Lambda's Invoke API, for boto3; 0 takes a free one; default: none",
+        help="port of Lambda's Invoke API, for boto3; 0 for any free one; default: no such API",
     )
-    parser.add_argument("--timeout", type=float, default=30.0, metavar="S", help="of an invocation; %(default)s")
-    parser.add_argument("--memory", type=int, default=1769, metavar="MB", help="told to the function; %(default)s")
+    parser.add_argument(
+        "--timeout", type=float, default=30.0, metavar="S", help="seconds per invocation; default: %(default)s"
+    )
+    parser.add_argument(
+        "--memory", type=int, default=1769, metavar="MB", help="MB that the function is told; default: %(default)s"
+    )
     parser.add_argument(
         "--payload-format",
         choices=FRONTS,
         default="2.0",
-        help="of the events: 2.0 as a Function URL sends them, 1.0 as an API Gateway REST API; default: %(default)s",
+        help="events as a Function URL (2.0) or an API Gateway REST API (1.0) sends them; default: %(default)s",
     )
     return parser.parse_args()
 

@@ -1,4 +1,4 @@
-"""One execution environment: the runtime client as a child process, and what it has been asked and has answered.
+"""One execution environment: the runtime client as a child process, and its invocations.
 
 Follows "Lambda execution environment lifecycle" in the AWS Lambda Developer Guide: init runs before the first
 invocation, one invocation at a time, a timeout or a crash ends the process and the next one starts afresh.
@@ -23,7 +23,7 @@ INIT_SECONDS = 10.0
 class FunctionError(Exception):
     """The function gave no result. `kind` is what Lambda calls the error, such as `Sandbox.Timedout`.
 
-    `report` is the JSON that the runtime client told of it; None where the runtime client told nothing.
+    `report` is the JSON in which the runtime client reported it; None if it did not.
     """
 
     def __init__(self, kind: str, message: str, report: bytes | None = None) -> None:
@@ -65,7 +65,7 @@ class Environment:
         self.ready: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         """Seconds that init took, or the FunctionError it failed with."""
         self.reported = False
-        """True once the log tells of its init."""
+        """True once its init is in the log."""
         self._started = started
         self._pending: asyncio.Queue[Invocation] = asyncio.Queue()
         self._exit = asyncio.create_task(self._watch())
@@ -84,13 +84,13 @@ class Environment:
             cwd=folder,
             env={**os.environ, **variables},
             stdin=asyncio.subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C reaches this program alone, which then ends the child
+            start_new_session=True,  # Ctrl-C reaches only this program, which then ends the child
         )
         return cls(process, started)
 
     @property
     def alive(self) -> bool:
-        """False as soon as the system has no such process, which asyncio learns a moment later from another thread."""
+        """False as soon as the process is gone. asyncio learns this a moment later, from another thread."""
         if self.process.returncode is not None:
             return False
         try:
@@ -100,14 +100,14 @@ class Environment:
         return True
 
     async def next_invocation(self) -> Invocation:
-        """What the runtime client waits for; the first call of a child says that its init is over."""
+        """Wait for the next invocation. A child's first call means that its init is over."""
         if not self.ready.done():
             self.ready.set_result(time.monotonic() - self._started)
         self.invocation = await self._pending.get()
         return self.invocation
 
     def fail_init(self, error: FunctionError) -> None:
-        """The child says that importing the handler failed."""
+        """The child has reported that importing the handler failed."""
         if not self.ready.done():
             self.ready.set_exception(error)
 
@@ -138,12 +138,12 @@ class Environment:
             raise FunctionError("Sandbox.Timedout", f"init did not end within {timeout:.0f} s") from None
 
     async def stop(self) -> None:
-        """End the child and whatever it has started, at once if need be."""
+        """End the child and whatever it has started, at once."""
         _signal_group(self.process.pid, signal.SIGKILL)
         await asyncio.shield(self._exit)
 
     def peak_memory_mb(self) -> int | None:
-        """Peak resident memory of the child in MB, where /proc tells it."""
+        """Peak resident memory of the child in MB; None without /proc."""
         try:
             lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
         except OSError:

@@ -170,7 +170,7 @@ def front_app(function: Function, front: Front) -> web.Application:
             body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             return front.failure(413)
-        except ConnectionError:  # the client has left in mid-upload: nobody reads what is answered
+        except ConnectionError:  # the client left during the upload: nobody reads the answer
             return front.failure(502)
         try:
             event = json.dumps(front.event(request, body)).encode()
@@ -195,13 +195,13 @@ def front_app(function: Function, front: Front) -> web.Application:
 
 
 def _seen(task: asyncio.Task[bytes]) -> None:
-    """Take note of a result that nobody waits for any more, or asyncio complains of it."""
+    """Fetch a result that nobody waits for any more, or asyncio would complain about it."""
     if not task.cancelled():
         task.exception()
 
 
 def _encode_body(request: web.Request, body: bytes) -> tuple[str, bool]:
-    """The body as the event carries it: text for the types that are text, else base64."""
+    """The body as it is in the event: text for content types that are text, else base64."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind.startswith("text/") or kind in _TEXT_TYPES:
         try:
@@ -225,7 +225,7 @@ def _unpack(request: web.Request, body: bytes) -> bytes:
 
 
 def _joined(values: Any, lower: bool = True) -> dict[str, str]:
-    """One value a name, several joined by commas."""
+    """One value for each name; several are joined by commas."""
     names = {name.lower() if lower else name: name for name in values}
     return {key: ",".join(values.getall(name)) for key, name in names.items()}
 

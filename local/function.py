@@ -21,16 +21,16 @@ _ENDING = ("Sandbox.Timedout", "Function.ResponseSizeTooLarge")
 
 @dataclass(frozen=True)
 class FunctionConfig:
-    """What a deployed function is configured with."""
+    """The configuration of a deployed function."""
 
     handler: str
     folder: Path
     timeout: float
     """Seconds an invocation may take."""
     memory_mb: int
-    """Told to the function, not enforced."""
+    """The function is told this limit; it is not enforced."""
     python: str = sys.executable
-    """Runs it, and has `awslambdaric`."""
+    """Python with `awslambdaric` that runs the function."""
     name: str = "local"
     region: str = "us-east-1"
     account: str = "000000000000"

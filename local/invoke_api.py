@@ -44,7 +44,7 @@ def invoke_app(function: Function) -> web.Application:
             response = await _invoke(function, request, request_id, queued)
         except InvokeError as error:
             response = _refusal(error)
-        except ConnectionError:  # the client has left in mid-upload: nobody reads what is answered
+        except ConnectionError:  # the client left during the upload: nobody reads the answer
             response = web.Response(status=HTTPStatus.BAD_REQUEST)
         response.headers["x-amzn-RequestId"] = request_id
         return response
@@ -139,7 +139,7 @@ async def _read_payload(request: web.Request, limit: int) -> bytes:
 
 
 def _report(error: FunctionError, request_id: str) -> bytes:
-    """What Lambda itself tells of a function that could not: it timed out, crashed or returned too much."""
+    """Lambda's own report on a function that timed out, crashed or returned too much."""
     message = f"RequestId: {request_id} Error: {error}"
     return json.dumps({"errorType": error.kind, "errorMessage": message}).encode()
 
