@@ -17,7 +17,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 # A path and not an import finder, which would cost every start of this Python 10 ms.
 EDITABLE := --config-settings editable_mode=compat --editable
 
-# sam knows the region by this name alone.
+# sam reads the region only from this variable.
 ifdef AWS_REGION
 export AWS_DEFAULT_REGION := $(AWS_REGION)
 endif
@@ -33,9 +33,9 @@ serve: $(MODEL) ## Build the model if it is missing, then answer POST http://127
 test: lint $(MODEL) ## Run lint, types and all tests (EVAL_DATA=DIR adds the evaluation sets)
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
-clients: $(CLIENTS)/.done ## Install the clients of the API that tests/test_clients.py runs, apart from all else
+clients: $(CLIENTS)/.done ## Install the API clients that tests/test_clients.py runs, in an environment of their own
 
-# npm replaces the registry in package-lock.json by the one it is configured with.
+# npm replaces the registry in package-lock.json by the one in its configuration.
 $(CLIENTS)/.done: $(addprefix tests/clients/,requirements.txt package.json package-lock.json)
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/python -m pip --disable-pip-version-check install --quiet --requirement tests/clients/requirements.txt
@@ -99,7 +99,7 @@ $(OPERATORS): .venv/serve $(wildcard kernels/*.py kernels/*.c kernels/*.h)
 $(MODEL): .venv/serve $(OPERATORS) $(wildcard artifact/*.py export/*.py quantize/*.py)
 	$(BIN)/python -m export --output $(MODELS)
 
-benchmarks: .venv/test $(MODEL) ## Measure all, write docs/benchmarks.md and the README's figures (well over an hour of a quiet machine)
+benchmarks: .venv/test $(MODEL) ## Measure all, write docs/benchmarks.md and the README's figures (over an hour, on a quiet machine)
 	$(PIP) $(EDITABLE) '.[export,local,benchmarks,test,peers]'
 	$(BIN)/python -m benchmarks all
 

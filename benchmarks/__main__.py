@@ -1,4 +1,4 @@
-"""python -m benchmarks cold-start|latency|throughput|quality|ablation|memory|cost|load|all|report"""
+"""python -m benchmarks cold-start|latency|throughput|cycles|quality|ablation|memory|cost|load|all|report"""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ except ModuleNotFoundError as error:
 
 
 ALL = ("cold-start", "latency", "throughput", "quality", "memory", "cost", "load")
-"""What `all` measures: everything but the ablation, which is of the recipe and not of the artifact, and the cycles,
-which are modelled, with tools that few have."""
+"""What `all` measures: everything but the ablation, which is about the recipe and not the artifact, and the cycles,
+which are modelled with tools that few have."""
 MEMORY_REQUESTS = 10_000
 
 
@@ -105,7 +105,7 @@ def _measure_and_show(name: str, arguments: argparse.Namespace) -> None:
             print(warning)
     print(f"written to {target}")
     if name == "load":
-        load.check(result)  # after it is stored, because it tells what was wrong
+        load.check(result)  # after it is stored, because it says what was wrong
 
 
 _LABELS = ("contender", "mode", "path", "files", "threads", "batch", "tokens")
@@ -153,7 +153,7 @@ def _measure(
 
 
 def _quality_sets(path: Path | None) -> tuple[list[Corpus], list[Pairs], list[Retrieval]]:
-    """The reader's own file, or the project's own texts and what EVAL_DATA holds."""
+    """The file given with --corpus, or the project's own texts and those in the folder EVAL_DATA."""
     if path is not None:
         if path.suffix == ".tsv":
             return [], [read_pairs(path)], []
@@ -171,20 +171,20 @@ _WHICH = (
     "all: every one but ablation and cycles, then the report; "
     "report: docs/benchmarks.md and the README's figures, from the stored results"
 )
-_REQUESTS = f"of memory and load; default: {MEMORY_REQUESTS:,} and {load.REQUESTS:,}"
+_REQUESTS = f"memory, load: number of requests; default: {MEMORY_REQUESTS:,} and {load.REQUESTS:,}"
 
 
 def _parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Compare torch with ONNX.")
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Compare this project with others.")
     parser.add_argument("benchmark", choices=[*report.SECTIONS, "all", "report"], help=_WHICH)
     parser.add_argument("--model-folder", type=Path, default=Path("build/ml-models/all-MiniLM-L6-v2"), metavar="DIR")
     parser.add_argument("--source", type=Path, metavar="DIR", help="sentence-transformers model; default: fetched")
     parser.add_argument("--corpus", type=Path, metavar="FILE", help="your own texts (JSONL or lines) or pairs (TSV)")
     parser.add_argument(
-        "--texts", type=int, default=600, metavar="N", help="of throughput and cost; default: %(default)s"
+        "--texts", type=int, default=600, metavar="N", help="throughput, cost: number of texts; default: %(default)s"
     )
     parser.add_argument(
-        "--no-grid", dest="grid", action="store_false", help="of throughput: the corpus alone, not batches by length"
+        "--no-grid", dest="grid", action="store_false", help="throughput: only the corpus, without batches by length"
     )
     parser.add_argument(
         "--words",
@@ -199,12 +199,12 @@ def _parse_arguments() -> argparse.Namespace:
         "--instructions",
         choices=instructions.TITLES,
         metavar="NAME",
-        help=f"of {', '.join(report.RESTRICTED)}: keep all that can be kept to {', '.join(instructions.TITLES)}",
+        help=f"{', '.join(report.RESTRICTED)}: limit contenders, where possible, to {', '.join(instructions.TITLES)}",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="default: benchmarks/results/BENCHMARK.json")
     arguments = parser.parse_args()
     if arguments.instructions and arguments.benchmark not in report.RESTRICTED:
-        parser.error(f"--instructions is of {', '.join(report.RESTRICTED)}, not of {arguments.benchmark}")
+        parser.error(f"--instructions is for {', '.join(report.RESTRICTED)}, not for {arguments.benchmark}")
     return arguments
 
 

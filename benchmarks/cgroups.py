@@ -121,7 +121,7 @@ def _limit_memory(folder: Path, limit: int) -> None:
 
 
 def _limit_cpu(folder: Path, quota_us: int) -> None:
-    """So many microseconds of CPU time each PERIOD_US."""
+    """Allow `quota_us` microseconds of CPU time in each PERIOD_US."""
     if (folder / "cpu.max").exists():
         (folder / "cpu.max").write_text(f"{quota_us} {PERIOD_US}")
         return

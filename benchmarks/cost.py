@@ -24,21 +24,21 @@ from benchmarks.results import FOLDER, Figures, Result
 from handler.embedder import LAMBDA_MB_PER_VCPU, Embedder
 
 MEMORY_SIZES = (512, 1024, 1769, 3008)
-"""MB of Lambda memory that are imitated."""
+"""MB of Lambda's memory sizes that are imitated."""
 
 ARCHITECTURES: Mapping[str, str | None] = {"x86_64": None, "arm64": "neoverse-n1"}
-"""Lambda's, and the processor that is modelled (`cycles`) in place of one that is not here; None for this machine's."""
+"""Lambda's architecture -> the processor that is modelled for it (`cycles`); None for this machine's own."""
 PROCESSORS: Mapping[str | None, str] = {None: "x86_64", "skylake": "x86_64", "neoverse-n1": "arm64"}
-"""What costs are shown of: this machine's processor and some of `cycles`, with the architecture that is paid."""
+"""Processors whose costs are shown, this machine's (None) and some of `cycles` -> the architecture that is paid."""
 
 INSTANCES: Mapping[str, tuple[str, str | None]] = {
     "c8a.large": ("Zen 5 with AVX-512 VNNI, as measured here", None),
     "c8g.large": ("Graviton4, modelled", "neoverse-v2"),
 }
-"""Machines that are paid by the hour: what they are, and which processor is modelled in their place."""
+"""Machines paid by the hour -> title, and the processor that is modelled for them; None for this machine's own."""
 INSTANCE_VCPUS = 2
 ZEN_5 = {"avx512_vnni", "avx_vnni"}
-"""What no AMD processor before it has together."""
+"""Features that no AMD processor before Zen 5 has together."""
 
 PUBLISHED: Mapping[str, str] = {
     "published_l4_billion_tokens": "published: gte-modernbert-base on an L4 GPU",
@@ -207,8 +207,8 @@ def _months(result: Result) -> Figures:
     short = {name: seconds(result, row, "short", cpu) for name, cpu in ARCHITECTURES.items()}
     known = {name: each for name, each in short.items() if each is not None}
     return Figures(
-        f"Lambda's part of a month in dollars at {MONTH_MEMORY_MB} MB, requests of one short text each, with and "
-        "without provisioned concurrency of one environment, which here answers all of them, one after the other"
+        f"Lambda's price of a month in dollars at {MONTH_MEMORY_MB} MB, requests of one short text each, with and "
+        "without provisioned concurrency of one environment, which is taken to answer all of them, one after the other"
         f"{suffix}; arm64 is modelled",
         ["requests a month", *(f"{name}, {kind}" for name in known for kind in ("on demand", "provisioned"))],
         [
@@ -243,8 +243,8 @@ def _hours(result: Result) -> Figures:
     if rows:
         rows += [[title, "", "", f"{PRICES[name]:.2f}", ""] for name, title in PUBLISHED.items()]
     return Figures(
-        "Cost in dollars, us-east-1, on machines that are paid by the hour, kept busy, with as many processes as "
-        "vCPUs, beside two published costs on GPUs, of models that do more a token (benchmarks/prices.json has the "
+        "Cost in dollars, us-east-1, on machines that are paid by the hour and kept busy, with a process for each "
+        "vCPU, and two published costs on GPUs, of models that compute more per token (benchmarks/prices.json has the "
         "sources)",
         ["", "$/hour", "tokens/s", "$/billion tokens, EC2 on demand", "$/billion tokens, Lambda Managed Instances"],
         rows,
@@ -255,7 +255,7 @@ def _sizes(result: Result) -> Figures:
     return Figures(
         "Cost in dollars, us-east-1, from speeds under a CPU quota of MB / 1,769 on this machine's x86_64 CPU. Rows "
         "with a processor's name are modelled: its cycles at its clock, all else takes as long as here. One short text "
-        f"({result.parameters['short_tokens']} tokens) a request; tokens in requests of {TEXTS_PER_REQUEST} texts of "
+        f"({result.parameters['short_tokens']} tokens) per request; tokens in requests of {TEXTS_PER_REQUEST} texts of "
         "mixed length; cold starts under the quota throughout, which Lambda lifts during init"
         f"{instructions.suffix(result)}",
         [

@@ -1,6 +1,6 @@
-"""Contenders kept to fewer instructions than the CPU has, so that one machine tells of others.
+"""Limits contenders to fewer instructions than the CPU has, so that one machine shows how others would do.
 
-Lambda's x86_64 processors show AVX2 and no AVX-512 (docs/benchmarks.md, "Instructions").
+Lambda's x86_64 processors report AVX2 and no AVX-512 (docs/benchmarks.md, "Cost").
 """
 
 from __future__ import annotations
@@ -55,22 +55,21 @@ ENVIRONMENT: Mapping[str, Mapping[str, str]] = {
 """Variables that torch, MKL, oneDNN, OpenVINO's among them, and CTranslate2 read when they are loaded."""
 
 UNRESTRICTED = ("torch_int8", "st_onnx", "fastembed", "fp32", "dynamic_tensor", "dynamic_channel")
-"""The contenders on onnxruntime's own operators and on FBGEMM, which take all that the CPU has and cannot be told
-otherwise."""
+"""The contenders on onnxruntime's own operators and on FBGEMM, which use all that the CPU has and cannot be limited."""
 
 
 def environment(instructions: str) -> Mapping[str, str]:
-    """Variables of processes that are kept to these instructions, as far as they can be."""
+    """Environment variables that limit a process to these instructions, as far as possible."""
     return {"KERNELS_INSTRUCTIONS": instructions, **ENVIRONMENT[instructions]}
 
 
 def title(name: str, result: Result) -> str:
-    """A contender's in a table of a result; `name` is its key."""
+    """A contender's title in a result's table; `name` is its key."""
     restricted = "instructions" in result.parameters
     return CONTENDERS[name].title + (" (all instructions)" if restricted and name in UNRESTRICTED else "")
 
 
 def suffix(result: Result) -> str:
-    """What the title of a table of a result ends with."""
+    """The end of the titles of a result's tables."""
     instructions = result.parameters.get("instructions")
     return f", {TITLES[instructions]}" if instructions else ""

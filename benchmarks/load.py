@@ -89,7 +89,7 @@ class Log:
     tokens: int = 0
 
     def take(self, line: bytes) -> None:
-        """Take note of a line, if it is the one that ends a request."""
+        """Read a line of the log, if it is the one that ends a request."""
         if not line.startswith(b"{") or b'"latency_ms":' not in line:
             return
         entry = orjson.loads(line)
@@ -197,7 +197,7 @@ class MemorySampler:
         self._notes = notes
 
     def sample(self, done: int) -> None:
-        """Take note of it; of nothing where no such process is there, which a fault will tell of."""
+        """Record the memory; nothing if there is no such process, since requests will fail then."""
         try:
             if self._child is None or not self._child.is_running():
                 (self._child,) = self._local.children()
@@ -339,7 +339,7 @@ def figures(result: Result) -> list[Figures]:
             ],
         ),
         Figures(
-            "The same load by kind of request: ms inside the function, and for the client, which waits for the others",
+            "The same load by kind of request: ms inside the function, and for the client, which waits for others' too",
             ["", "requests", "right", *SHARES, *(f"client {name}" for name in SHARES)],
             [
                 [

@@ -19,10 +19,10 @@ from handler.embedder import Embedder
 from handler.limits import MAX_REQUEST_BYTES, MAX_TEXT_CHARACTERS, MAX_TEXTS, max_texts
 
 ANSWER_SECONDS = 60.0
-"""After which a request counts as unanswered. Lambda's own timeout is 30 s here, waiting not counted."""
+"""Seconds after which a request counts as unanswered. Lambda's own timeout is 30 s here, without waiting."""
 LARGE_EVERY, LARGE_FIRST = 1000, 50
-"""Of so many requests one is large, the first time this one. Others wait a second for some of these; and memory that
-they need and Python keeps has settled only after a dozen of them, which should be within the first quarter of a run."""
+"""One request in LARGE_EVERY is large, at first number LARGE_FIRST. Others wait a second for some of these. The memory
+that Python keeps after them settles after a dozen, which should be within the first quarter of a run."""
 
 
 class WrongAnswerError(Exception):
@@ -224,7 +224,7 @@ class Request:
 
 
 def _generated(count: int, least: int, most: int) -> list[str]:
-    """Texts of so many words; always the same ones."""
+    """`count` texts of `least` to `most` words; always the same ones."""
     source = random.Random(least)  # noqa: S311  not for secrets
     words = sorted({word for text in ORDINARY for word in text.split()})
     return [" ".join(source.choices(words, k=source.randint(least, most))) for _ in range(count)]
@@ -240,7 +240,7 @@ TEXTS: Sequence[str] = [text for texts in _GROUPS.values() for text in texts]
 """All that is embedded, besides the texts that must be refused."""
 
 Make: TypeAlias = Callable[[int, random.Random], Request]
-"""A request's number, which is its id, and the source of chance, to the request."""
+"""Makes a request from its number, which is its id, and random numbers."""
 
 
 def _rows(source: random.Random, group: str, count: int) -> list[int]:
@@ -393,7 +393,7 @@ KINDS: Mapping[str, tuple[int, Make]] = {
     "405": (10, _mistake(_method("GET", "/embed"), _method("PUT", "/v1/embeddings"), _method("DELETE", "/health"))),
     "413": (10, _mistake(_too_many(MAX_TEXTS + 1), _too_many(max_texts(_DIMENSIONS) + 1))),
 }
-"""Of a thousand requests so many, and how one is made."""
+"""Kind -> its number in a thousand requests, and how one is made."""
 
 LARGE: Mapping[str, Make] = {
     f"{max_texts(_DIMENSIONS):,} texts": _embed("short", max_texts(_DIMENSIONS), max_texts(_DIMENSIONS)),

@@ -172,7 +172,7 @@ def _made(model_folder: Path, name: str) -> Path:
 
 
 def session_options(threads: int) -> Any:
-    """onnxruntime's options with so many threads within an operator."""
+    """onnxruntime's options with `threads` threads within an operator."""
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
@@ -225,10 +225,10 @@ def openvino_genai_model(folder: Path, threads: int, max_tokens: int) -> Callabl
 
 
 def _openvino_settings(threads: int) -> dict[str, str]:
-    """For one request at a time.
+    """OpenVINO's settings for one request at a time.
 
-    What is not INT8 is computed in bfloat16 where the CPU has it, the default; kept to AVX2 in float32, or all of it
-    would be computed in bfloat16 without the instructions.
+    By default it computes what is not INT8 in bfloat16 where the CPU has it. Limited to AVX2 it is set to float32, or
+    it would compute in bfloat16 without the instructions for it.
     """
     settings = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1", "INFERENCE_NUM_THREADS": str(threads)}
     if os.environ.get("ONEDNN_MAX_CPU_ISA") == "AVX2":

@@ -1,4 +1,4 @@
-"""The README's figures: what the report has in dozens of tables, in a few lines, a plot and one table."""
+"""The README's figures: the report's dozens of tables in a few lines, a plot and one table."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- benchmarks: begin, written by python -m benchmarks report -->", "<!-- benchmarks: end -->"
 
 COLUMNS = {"avx2": "AVX2", None: "AVX-512 VNNI"}
-"""What the speeds are of: results kept to AVX2, and those with all that the measuring CPU has."""
+"""Columns of speeds: results limited to AVX2, and those with all that the measuring CPU has."""
 OURS = "int8"
 SHORT = 8
 """Tokens of the short text."""
@@ -32,7 +32,7 @@ def section(folder: Path = FOLDER) -> str:
 
 
 def updated(text: str) -> str:
-    """The README with its generated part made anew.
+    """The README with its generated part replaced.
 
     Raises ValueError if the marks are not there.
     """
@@ -43,7 +43,7 @@ def updated(text: str) -> str:
 
 
 def _rates(results: Results) -> dict[tuple[str, str | None], float]:
-    """Tokens per second on the corpus, by contender and by what it was kept to."""
+    """Tokens per second on the corpus, by contender and by the instructions it was limited to."""
     return {
         (row["contender"], kept_to): result.parameters["tokens"] / statistics.median(row["seconds"])
         for kept_to in COLUMNS
@@ -54,7 +54,7 @@ def _rates(results: Results) -> dict[tuple[str, str | None], float]:
 
 
 def _short(results: Results) -> dict[tuple[str, str | None], float]:
-    """Milliseconds for one short text, likewise."""
+    """Milliseconds for one short text, by the same."""
     return {
         (row["contender"], kept_to): statistics.median(row["seconds"]) * 1000
         for kept_to in COLUMNS
@@ -86,7 +86,7 @@ def _table(results: Results) -> str:
         return "" if value is None else format(value, form)
 
     table = Figures(
-        "One core on texts of mixed length; nearness to sentence-transformers' float32 vectors on the pairs of STS "
+        "One core on texts of mixed length; cosine to sentence-transformers' float32 vectors on the pairs of STS "
         "Benchmark's dev set; share of the ten nearest passages kept",
         [
             "",
@@ -108,7 +108,7 @@ def _table(results: Results) -> str:
             for name in names
         ],
     )
-    note = "\\* onnxruntime's own operators and FBGEMM cannot be kept to AVX2: with AVX-512 in both columns."
+    note = "\\* With AVX-512 in both columns: onnxruntime's own operators and FBGEMM cannot be limited to AVX2."
     return f"**{table.title}**\n\n{table.markdown()}\n\n{note}"
 
 
@@ -120,7 +120,7 @@ def _lines(results: Results) -> str:
     """A sentence for each subject."""
     subjects = {
         "Speed": _speed,
-        "Nearness": _quality,
+        "Accuracy": _quality,
         "Cold start": _cold_start,
         "Memory": _memory,
         "Cost": _cost,
@@ -145,13 +145,13 @@ def _quality(results: Results) -> str:
     if not {"mean_cosine", "kept_of_ten"} <= set(ours):
         return ""
     return (
-        f"INT8 vectors have a cosine of {ours['mean_cosine']:.4f} to float32, at least {ours['min_cosine']:.4f}, and "
-        f"keep {ours['kept_of_ten']:.1%} of the ten nearest passages."
+        f"INT8 vectors have a mean cosine of {ours['mean_cosine']:.4f} to the float32 ones, at least "
+        f"{ours['min_cosine']:.4f}, and find {ours['kept_of_ten']:.1%} of their ten nearest passages."
     )
 
 
 def _cold_start(results: Results) -> str:
-    """Of the function, in each column that is measured, and of torch."""
+    """Cold start of the function, in each column that is measured, and of torch."""
     found = [
         f"{1000 * statistics.median(row['seconds']):,.0f} ms with {title}"
         for kept_to, title in COLUMNS.items()
@@ -191,12 +191,12 @@ def _cost(results: Results) -> str:
         given, price = result.parameters, cost.PRICES[f"lambda_{architecture}_gb_second"]
         billion = cost.dollars_per_billion_tokens(bulk, given["requests"], given["tokens"], row["memory_mb"], price)
         million = cost.dollars_per_million_requests(short, row["memory_mb"], price)
-        where = f"modelled {cycles.PROCESSORS[cpu].title}" if cpu else "this machine's core with AVX2"
-        prices.append(f"${billion:.2f} and ${million:.2f} at the speed of {where}")
+        speed = f"modelled speed of {cycles.PROCESSORS[cpu].title}" if cpu else "speed of this machine's core with AVX2"
+        prices.append(f"${billion:.2f} and ${million:.2f} at the {speed}")
     openai = cost.PRICES["openai_text_embedding_3_small_million"] * 1000
     return (
-        f"a billion tokens, and a million requests of one short text, at {row['memory_mb']:,} MB: {', '.join(prices)}; "
-        f"OpenAI's text-embedding-3-small costs ${openai:.2f} a billion."
+        f"a billion tokens, and a million requests of one short text, cost at {row['memory_mb']:,} MB: "
+        f"{', '.join(prices)}; OpenAI's text-embedding-3-small costs ${openai:.2f} per billion tokens."
     )
 
 
@@ -205,8 +205,8 @@ def _load(results: Results) -> str:
         return ""
     (run,) = _of(result.rows, measure="run")
     return (
-        f"of {result.parameters['requests']:,} mixed requests over {result.parameters['connections']} connections "
-        f"{run['right']:,} were answered as documented, every vector right to the bit."
+        f"{run['right']:,} of {result.parameters['requests']:,} mixed requests over {result.parameters['connections']} "
+        "connections were answered as documented, every vector right to the bit."
     )
 
 

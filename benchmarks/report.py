@@ -17,7 +17,7 @@ DOCUMENT, PLOTS = "benchmarks.md", "benchmarks"
 COMMENT = "<!-- Written by python -m benchmarks report from benchmarks/results/. Do not edit. -->"
 
 Results: TypeAlias = Mapping[str, Result]
-"""By benchmark, and, where it was kept to some instructions, their name: `throughput-avx2`."""
+"""Benchmark, and, if it was limited to some instructions, their name (`throughput-avx2`) -> its result."""
 
 
 @dataclass(frozen=True)
@@ -36,29 +36,29 @@ class Section:
 SECTIONS: Mapping[str, Section] = {
     "cold-start": Section(
         "Cold start",
-        "A fresh process is started once a round, each contender in turn, and timed until it has embedded one short "
-        "text. As a function, the deployable package runs under AWS's runtime client and answers one invocation, on "
-        "Lambda's version of Python where the machine has it; its phases are timed in a second process that takes the "
-        "same steps, and the plot shows as 'request and answer' what they leave of the first one's time. `import "
-        "numpy, onnxruntime` alone, as pip installs them, is the floor; the package's numpy is reduced to its use.",
+        "In each round every contender in turn starts in a fresh process, which is timed until it has embedded one "
+        "short text. As a function, the deployable package runs under AWS's runtime client and answers one invocation, "
+        "on Lambda's version of Python where the machine has it. Its phases are timed in a second process that takes "
+        "the same steps; 'request and answer' in the plot is the rest of the first one's time. The floor is `import "
+        "numpy, onnxruntime` alone, as pip installs them; the package's numpy has only the parts that it uses.",
         cold_start.figures,
         "Time from the start of a process to its first vector, by phase",
     ),
     "latency": Section(
         "Latency",
-        "One text a call, in a process that has been warmed up, in turns of all contenders.",
+        "One text per call, in a process that has been warmed up; the contenders take turns.",
         latency.figures,
     ),
     "throughput": Section(
         "Throughput",
-        "Tokens embedded per second, padding not counted, each contender in a process of its own, in turns. Every "
-        "contender's vectors are compared with sentence-transformers' before its time counts. The limit is the "
-        "rate at which one core multiplies INT8 matrices of the model's shapes, with onnxruntime's operator or ours, "
-        "whichever is faster, divided by the multiply-accumulates that a token needs; attention and all else would "
-        "have to take no time to reach it. "
-        "OpenVINO computes what is not INT8 in bfloat16 where the CPU has it, its default. "
-        "fastembed does not sort texts by length and pads each batch to its longest. Shares of the limit and of each "
-        "other hold for CPUs with AVX-512 VNNI.",
+        "Tokens embedded per second, padding not counted; each contender has a process of its own, and they take "
+        "turns. Every contender's vectors are compared with sentence-transformers' before its time counts. The limit "
+        "is the rate at which one core multiplies INT8 matrices of the model's shapes, with onnxruntime's operator or "
+        "ours, whichever is faster, divided by the multiply-accumulates that a token needs; to reach it, attention and "
+        "all else would have to take no time. "
+        "By default OpenVINO computes what is not INT8 in bfloat16 where the CPU has it. "
+        "fastembed does not sort texts by length and pads each batch to its longest. Percentages of the limit and "
+        "ratios of contenders hold for CPUs with AVX-512 VNNI.",
         throughput.figures,
         "Tokens per second over the length of texts, for several batch sizes",
         lambda results: any("batch" in row for row in results["throughput"].rows),
@@ -66,53 +66,53 @@ SECTIONS: Mapping[str, Section] = {
     "cycles": Section(
         "Cycles on Lambda's processors",
         "Modelled, not measured: QEMU counts how often each block of the operators' instructions runs, and LLVM's "
-        "model of the processor says what a block takes of its ports. All data is taken to lie in the first cache, and "
-        "no branch to be mispredicted; Python, tokenizer and onnxruntime do not count. Ratios of two versions of the "
-        "code are more to be trusted than the cycles.",
+        "model of the processor says how many cycles a block takes. It assumes that all data is in the L1 cache and "
+        "that no branch is mispredicted; Python, tokenizer and onnxruntime do not count. Ratios of two versions of the "
+        "code are more reliable than the cycles.",
         cycles.figures,
     ),
     "quality": Section(
         "Quality",
         "Each contender embeds the same texts, and each of its vectors is compared with sentence-transformers' of the "
-        "same text. The words of the vocabulary, which this project's INT8 alone embeds, alone and repeated, are "
-        "compared with its float32. In the plot, contenders of float32 stand at the lower end of the axis: their "
-        "difference is rounding.",
+        "same text. The words of the vocabulary, alone and repeated, are embedded only by this project's INT8 and "
+        "compared with its float32. In the plot, float32 contenders are at the lower end of the axis: they differ only "
+        "by rounding.",
         quality.figures,
         "Distance from float32 vectors against tokens per second",
         lambda results: "throughput" in results,
     ),
     "ablation": Section(
         "Ablation of the INT8 recipe",
-        "The model is quantized anew with one part of the recipe changed, and compared with float32.",
+        "The model is quantized again with one part of the recipe changed, and compared with float32.",
         ablation.figures,
     ),
     "memory": Section(
         "Memory",
-        "The function's process is sent its largest possible requests, then a long run of mixed ones; the smallest "
-        "sufficient memory size is searched with a limit set by the kernel.",
+        "The function's process gets its largest possible requests, then a long run of mixed ones; the smallest "
+        "sufficient memory size is found by limits that the kernel enforces.",
         memory.figures,
     ),
     "cost": Section(
         "Cost",
         "The function runs under the CPU quota and the memory limit of each memory size. Dollars are the measured "
         "seconds times the published prices in `benchmarks/prices.json`, without free tiers. Lambda's x86_64 "
-        "processors show AVX2 and call themselves 2.5 GHz: less than this machine's clock, so that the modelled rows "
-        "promise less than the measured ones, and are the ones to plan with. By them a token costs less on x86_64 than "
-        "on arm64, whose Graviton2 is slower by more than its price is lower, and a short text about the same on both: "
-        "choose x86_64 for many tokens, and either for single short texts. Neither was measured on AWS. A function's "
-        "first log line and `GET /info` tell which instructions it really has.",
+        "processors report AVX2 and 2.5 GHz, less than this machine's clock. So plan with the modelled rows, which "
+        "promise less than the measured ones. By them a token costs less on x86_64 than on arm64, because Graviton2 is "
+        "slower by more than it is cheaper, and a short text costs about the same on both: choose x86_64 for many "
+        "tokens, and either for single short texts. Neither was measured on AWS. A function's first log line and "
+        "`GET /info` say which instructions it really uses.",
         cost.figures,
         "Dollars by memory size, with OpenAI's price",
         lambda results: bool(results["cost"].rows),
     ),
     "load": Section(
         "Load",
-        "Requests of all kinds, always the same ones, are sent over connections that are kept alive to one environment "
-        "behind `python -m local`, the runtime client's process included. Of each answer status and every field are "
-        "compared with what must come, vectors to the bit with the library's; each must have a request id of its own, "
-        "and the function's log must have exactly those ids, each once. An environment handles one request at a time, "
-        "so a client's milliseconds are mostly the wait for the requests before its own; Lambda would start more "
-        "environments instead. The client shares the CPUs with what it measures, which holds the requests/s down. "
+        "Requests of all kinds, the same in each run, are sent over kept-alive connections to one environment behind "
+        "`python -m local`, the runtime client's process included. The status and every field of each answer are "
+        "compared with what is expected, vectors to the bit with the library's. Each answer must have a request id of "
+        "its own, and the function's log must have exactly those ids, each once. An environment handles one request at "
+        "a time, so a client mostly waits for the requests before its own; Lambda would start more environments "
+        "instead. The client shares the CPUs with what it measures, which lowers the requests/s. "
         "Percentiles are read from histograms with steps of 2 %.",
         load.figures,
         "Percentiles of latency by kind of request, and memory over the run",
@@ -122,11 +122,11 @@ SECTIONS: Mapping[str, Section] = {
 
 
 RESTRICTED = ("cold-start", "latency", "throughput", "cost")
-"""The benchmarks that can be kept to fewer instructions than the CPU has."""
+"""The benchmarks that can be limited to fewer instructions than the CPU has."""
 
 
 def file_name(name: str, instructions: str | None) -> str:
-    """Of a result, without its ending."""
+    """Name of a result's file, without its ending."""
     return f"{name}-{instructions}" if instructions else name
 
 

@@ -102,8 +102,8 @@ def _float32_rates(rows: int, columns: int, threads: int) -> list[float]:
 def _rates(
     node: onnx.NodeProto, constants: Constants, given: npt.NDArray[Any], columns: int, threads: int
 ) -> list[float]:
-    """GMAC/s of each of REPEATS runs of a model of one node, `given` of shape (TOKENS, rows) times weights of so many
-    columns."""
+    """GMAC/s of each of REPEATS runs of a model of one node: `given` of shape (TOKENS, rows) times weights of shape
+    (rows, columns)."""
     graph = helper.make_graph(
         [node],
         "product",

@@ -24,7 +24,7 @@ CELLS = tuple((batch, length) for batch in BATCHES for length in LENGTHS)
 LARGE_CELL, LARGE_CELL_ROUNDS = 10_000, 3
 """Tokens beyond which a cell takes seconds a call, and the rounds that are enough then."""
 TURN_TOKENS, TURN_CALLS = 2560, 20
-"""A contender's turn at a small cell has calls for so many tokens, but not more than so many calls."""
+"""A contender's turn at a small cell has calls for TURN_TOKENS, but at most TURN_CALLS."""
 
 
 def run(

@@ -1,4 +1,4 @@
-"""Contenders can be kept to AVX2, and processors that are not here can be modelled."""
+"""Contenders can be limited to AVX2, and processors that are not here can be modelled."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def test_what_cannot_be_kept_to_less_is_refused() -> None:
     command = [sys.executable, "-m", "benchmarks", "quality", "--instructions", "avx2"]
     ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 2
-    assert "--instructions is of cold-start, latency, throughput, cost, not of quality" in ran.stderr
+    assert "--instructions is for cold-start, latency, throughput, cost, not for quality" in ran.stderr
 
 
 def test_modelled_cycles_are_at_least_those_of_the_products(model_folder: Path) -> None:
