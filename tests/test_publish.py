@@ -446,7 +446,7 @@ def test_what_is_missing_is_named_in_a_sentence(
 
 @pytest.mark.parametrize("code", ["AccessDenied", "ExpiredToken", "Unheard"])
 def test_codes_of_aws_have_remedies(code: str) -> None:
-    remedies = {"AccessDenied": "need the permissions", "ExpiredToken": "aws sso login", "Unheard": "documentation of the code"}
+    remedies = {"AccessDenied": "permissions", "ExpiredToken": "aws sso login", "Unheard": "documentation of the code"}
     error = ClientError({"Error": {"Code": code, "Message": "no"}}, "PutObject")
     message = f"cannot write: .*{code}.*{remedies[code]}"
     with pytest.raises(stack.PublishError, match=message), stack.aws_errors("write"):
