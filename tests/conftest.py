@@ -32,16 +32,20 @@ RANDOM_MODEL = os.environ.get("TEST_RANDOM_MODEL")
 """The folder that `python -m tests.support.random_model` has filled: tests of the real weights are left out then."""
 REAL = {"source_folder", "reference", "eval_data"}
 """Fixtures that say something of the published weights."""
+LEFT_OUT = {"real_model", "slow"}
+"""Markers of what the random model is not tested with."""
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     if RANDOM_MODEL is None:
         return
-    real = [
-        each for each in items if each.get_closest_marker("real_model") or REAL & {*getattr(each, "fixturenames", ())}
+    left_out = [
+        item
+        for item in items
+        if LEFT_OUT & {mark.name for mark in item.iter_markers()} or REAL & {*getattr(item, "fixturenames", ())}
     ]
-    config.hook.pytest_deselected(items=real)
-    items[:] = [item for item in items if item not in real]
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = [item for item in items if item not in left_out]
 
 
 @pytest.fixture(scope="session")

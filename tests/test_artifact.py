@@ -30,6 +30,7 @@ def test_manifest_survives_a_round_trip(manifest: dict[str, Any]) -> None:
     assert json.loads(parse_manifest(manifest).to_json()) == manifest
 
 
+@pytest.mark.real_model
 def test_manifest_states_what_readers_need(manifest: dict[str, Any]) -> None:
     assert manifest["model"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert manifest["license"] == "apache-2.0"

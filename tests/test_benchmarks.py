@@ -34,6 +34,8 @@ from export.words import FORMS
 from handler.embedder import Embedder
 from tests.support.servers import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def run_benchmark(*arguments: object) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "EVAL_DATA"}

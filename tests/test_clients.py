@@ -24,6 +24,8 @@ from tests.support.hostile import HOSTILE
 from tests.support.servers import CLIENTS, ROOT, Local, send
 from tests.support.vectors import cosines
 
+pytestmark = pytest.mark.slow
+
 MIN_COSINE = 0.99
 ORDINARY = (
     "vitamin d",

@@ -16,6 +16,8 @@ import pytest
 
 from tests.support.browser import Browser, Page, browser, tab
 
+pytestmark = pytest.mark.slow
+
 if TYPE_CHECKING:
     from tests.support.servers import Local
 

@@ -31,6 +31,8 @@ from kernels import LIBRARY
 from tests.support.hub import serve_hub
 from tests.support.servers import ROOT
 
+pytestmark = pytest.mark.slow
+
 STEPS = 6
 FAST = ("--recipe", "avx512_vnni")  # in a second, where INT8 itself is not the question
 OFFLINE = {**os.environ, "HF_HUB_OFFLINE": "1"}

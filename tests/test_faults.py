@@ -426,6 +426,7 @@ def failing_model(model: Path, tmp_path: Path) -> Iterator[tuple[Path, Path]]:
 WHOLE = (0, 1 << 30)
 
 
+@pytest.mark.real_model
 @pytest.mark.parametrize(
     ("name", "failing"),
     [
@@ -573,6 +574,7 @@ PANICS: dict[str, tuple[str, dict[str, Any]]] = {
 """Settings with which the tokenizer panics: a Rust panic reaches Python as a BaseException that is no Exception."""
 
 
+@pytest.mark.real_model
 @pytest.mark.parametrize("name", PANICS)
 def test_a_panic_of_the_tokenizer_is_a_500_with_its_incident(start: Start, model: Path, name: str) -> None:
     set_tokenizer(model, *PANICS[name])

@@ -40,6 +40,8 @@ from quantize import quantize as quantize_file
 from quantize.fusion import fuse
 from quantize.source import LARGEST, check_source
 
+pytestmark = pytest.mark.slow
+
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 SIZES = {
     "hidden_size": 32,

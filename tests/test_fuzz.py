@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.servers import CLIENTS, ROOT
 
+pytestmark = pytest.mark.slow
+
 SECONDS = 20
 
 

@@ -62,6 +62,7 @@ def test_one_text(app: ModuleType, make_event: Callable[..., Any], int8: Embedde
     np.testing.assert_array_equal(np.float32(body["embedding"]), int8.embed(["vitamin d"]).vectors[0])
 
 
+@pytest.mark.real_model
 def test_the_readmes_answer_is_this_one(app: ModuleType) -> None:
     """The numbers that it shows and all else in it; tests/test_benchmarks.py holds them more closely."""
     shown = re.search(
@@ -112,6 +113,7 @@ def test_vectors_are_normalized_unless_told_otherwise(app: ModuleType, int8: Emb
         assert abs(np.linalg.norm(unit) - 1) < 1e-6
 
 
+@pytest.mark.real_model
 @pytest.mark.parametrize("field", ["texts", "inputs"])
 def test_truncation_is_never_silent(app: ModuleType, make_event: Callable[..., Any], field: str) -> None:
     response = app.lambda_handler(make_event(json.dumps({field: ["short", LONG, "b", LONG]})), None)

@@ -14,6 +14,8 @@ from benchmarks.cycles import PARTS, PROCESSORS, CyclesError
 from benchmarks.instructions import OF_THIS_CPU, TITLES, environment
 from tests.support.servers import ROOT
 
+pytestmark = pytest.mark.slow
+
 KEPT = """
 import json, sys
 from handler.embedder import Embedder

@@ -17,6 +17,8 @@ from benchmarks.load_requests import Answer, Fault, Page, Pool, Refusal, Vectors
 from benchmarks.results import Result
 from tests.support.servers import ROOT
 
+pytestmark = pytest.mark.slow
+
 REQUESTS = 300
 VERSION = "c9745ed1-00000000"
 

@@ -619,6 +619,7 @@ def kill_at_each_step(efs: Path, version: str, means: str) -> list[dict[str, Any
     return lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("means", ["audit", "strace"])
 def test_killed_at_any_step_a_reader_finds_a_whole_version(bucket: Any, efs: Path, means: str) -> None:
     """kill -9 before the first, second, ... operation on the file system."""
@@ -630,6 +631,7 @@ def test_killed_at_any_step_a_reader_finds_a_whole_version(bucket: Any, efs: Pat
     assert {line["after"]["version"] for line in lines if line["status"]} == {"v1", "v2"}
 
 
+@pytest.mark.slow
 def test_killed_while_it_mends_no_file_is_missing_or_was_touched_needlessly(bucket: Any, efs: Path) -> None:
     load("v1")
     damaged = [TOKENIZER, MODEL_FILES["int8"]]
@@ -753,6 +755,7 @@ def test_the_function_serves_what_the_loader_loads(
     loader.wait_for_log('"type": "VersionMissingError"')
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_file_the_next_call_finishes(
     deployed: tuple[Local, Local], int8_only: tuple[Path, list[str]], efs: Path
 ) -> None:

@@ -27,6 +27,8 @@ from tests.support.packages import no_python
 from tests.support.servers import MODEL_NAME, ROOT, Local
 from tests.support.stack import TOOLS, require_tools
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["int8_only", "moto"]  # fixtures
 
 ON_EFS, IN_PACKAGE, _ = [line for line in block("make deploy PARAMETERS").splitlines() if line[0] != "#"]

@@ -15,6 +15,8 @@ from benchmarks.corpus import of_length
 from benchmarks.results import Result
 from handler.limits import max_texts
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def limits_work() -> None:

@@ -111,6 +111,7 @@ def test_arrays_over_the_limit_are_told_so_before_their_ids_are_looked_at(app: M
     assert f"input[1] has {MAX_TOKEN_IDS + 2} token ids, the limit is {MAX_TOKEN_IDS}: send it" in error["message"]
 
 
+@pytest.mark.real_model
 @pytest.mark.parametrize("last", [102, 2102])  # of this model, and not
 def test_token_ids_are_read_under_the_deadline(app: ModuleType, last: int) -> None:
     class Context:

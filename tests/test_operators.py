@@ -23,6 +23,8 @@ from quantize import QuantizationError
 from quantize.session import open_session
 from tests.support.servers import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("version", [VERSION - 1, VERSION + 1])
 def test_a_model_of_other_operators_is_refused(version: int, copy_model: Callable[[str], Path]) -> None:

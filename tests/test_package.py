@@ -26,6 +26,8 @@ from handler.embedder import Embedder
 from tests.support.packages import digests, no_python, size
 from tests.support.servers import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def package_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -121,6 +121,7 @@ def test_truncation_equals_the_reference(float32: Embedder, reference: Reference
     np.testing.assert_allclose(float32.embed([text]).vectors, reference([text]), atol=FLOAT32_MAX_DIFFERENCE)
 
 
+@pytest.mark.real_model
 def test_opposites_and_paraphrases_keep_their_order(int8: Embedder) -> None:
     query, near, far = int8.embed(["how much vitamin d per day", "daily dose of vitamin D", "cheap flights"]).vectors
     assert query @ near > 0.7 > 0.3 > query @ far

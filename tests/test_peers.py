@@ -14,6 +14,8 @@ from benchmarks.corpus import Corpus, generate
 from benchmarks.worker import Worker, workers
 from handler.embedder import Embedder
 
+pytestmark = pytest.mark.slow
+
 TEXTS = [
     "vitamin d",
     " ".join(f"{number} people" for number in range(200)),  # longer than the model's maximum

@@ -26,6 +26,8 @@ from quantize.assemble import DOMAIN, product_constants
 from quantize.rounding import LARGEST, LARGEST_CODE, LARGEST_SUM
 from tests.support.vectors import cosines
 
+pytestmark = pytest.mark.slow
+
 # From the float32 model, on ordinary, hostile and extreme texts. To sums that are wrong this is lost.
 QUALITY_MEAN_COSINE = 0.999
 QUALITY_MIN_COSINE = 0.995

@@ -130,6 +130,7 @@ def test_functions_and_outputs_are_the_stacks(deployed: Deployed, templates: dic
     assert deployed.variables("FunctionAlias") == {**VARIABLES, "MODEL_GENERATION": "0"}
 
 
+@pytest.mark.real_model
 def test_versions_come_into_use_and_go_back(deployed: Deployed, int8: Embedder) -> None:
     first, second = deployed.versions
     alias, url = deployed.outputs["FunctionAlias"], deployed.outputs["Url"]

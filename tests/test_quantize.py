@@ -27,6 +27,8 @@ from quantize.rounding import LARGEST, LARGEST_CODE, on_grid, round_weights
 from quantize.vocabulary import REPEATED, TIMES, cut, pieces
 from tests.support.encoders import random_encoder
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def float32_file(model_folder: Path) -> Path:

@@ -15,6 +15,8 @@ from handler.embedder import Embedder
 from tests.support.documents import DOCUMENTS
 from tests.support.servers import CLIENTS, ROOT, Local
 
+pytestmark = pytest.mark.slow
+
 PROGRAMS = re.findall(r"```python\n(.*?)```", DOCUMENTS, re.DOTALL)
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": "AKID", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "eu-west-1"}
 

@@ -32,6 +32,8 @@ from tests.support.documents import BLOCKS, block
 from tests.support.servers import MODEL_NAME, ROOT, Handler, Local, send, serving
 from tests.support.stack import TOOLS, templates_for_moto
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["cloud", "int8_only", "moto"]  # fixtures
 
 BEGINNINGS = (

@@ -14,6 +14,8 @@ from benchmarks.instructions import UNRESTRICTED
 from benchmarks.results import FOLDER, Result, tables
 from export.words import FORMS
 
+pytestmark = pytest.mark.slow
+
 MACHINE = {
     "cpu": "Example CPU",
     "cpu_features": ["avx2"],

@@ -15,6 +15,8 @@ from deploy.package import LAMBDA_PYTHON, package
 from tests.support.packages import digests, no_python
 from tests.support.servers import ROOT
 
+pytestmark = pytest.mark.slow
+
 SAM = ROOT / "build" / "aws" / "bin" / "sam"
 ARCHITECTURE = "arm64"
 

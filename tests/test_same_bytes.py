@@ -13,6 +13,8 @@ import pytest
 from benchmarks.emulation import command, missing
 from tests.support.encoders import random_encoder
 
+pytestmark = pytest.mark.slow
+
 SETTINGS: Mapping[str, tuple[str, Mapping[str, str]]] = {
     "as it is": ("native", {}),
     "one thread": ("native", {"OPENBLAS_NUM_THREADS": "1"}),

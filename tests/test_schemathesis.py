@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.servers import CLIENTS, ROOT, Local
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("payload_format", ["2.0", "1.0"])
 def test_answers_are_what_the_document_says(start: Callable[..., Local], tmp_path: Path, payload_format: str) -> None:

@@ -43,6 +43,7 @@ def test_words_are_all_tokens_but_parts_special_and_unused_ones(source_folder: P
     assert vocabulary == [token for token in tokens if token not in rest]
 
 
+@pytest.mark.real_model
 def test_each_form_has_as_many_tokens_as_it_says(int8: Embedder) -> None:
     specials = 2
     assert int8.embed(forms("nods")).tokens == [count + specials for count in (1, 2, 2, 8, 250)]
