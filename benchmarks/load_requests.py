@@ -370,7 +370,7 @@ KINDS: Mapping[str, tuple[int, Make]] = {
             _invalid('{"texts": ["x", 1]}'),
             _invalid('{"text": null}'),
             _invalid('{"text": "x", "texts": ["x"]}'),
-            _invalid('{"text": "x", "NUMBER": 1}'),
+            _invalid('{"text": "x", "normalize_NUMBER": 1}'),
             _invalid('{"text": "x", "encoding_format": "NUMBER"}'),
             _invalid('{"text": "x", "normalize": "yes"}'),
             _invalid('{"inputs": "x", "prompt_name": "NUMBER"}', "/"),

@@ -11,15 +11,7 @@ from typing import Any
 
 from handler.errors import InvalidRequestError
 from handler.requests import OPTIONS, EmbedRequest, Outcome, options_of
-from handler.validation import (
-    check_object,
-    check_spelling,
-    check_text,
-    ignored_fields,
-    kind,
-    option,
-    texts_of,
-)
+from handler.validation import check_object, check_spelling, check_text, ignored_fields, kind, option, texts_of
 
 
 def parse(data: Any) -> EmbedRequest:
@@ -53,8 +45,6 @@ _FORMS = ("text", "texts", "inputs")
 _FIELDS = (*_FORMS, "model", *OPTIONS)
 _NAMES = (*_FORMS, "encoding_format", "normalize", "truncate", "dimensions")
 """Of which a near miss is refused."""
-
-
 MAX_SPELT = 64
 """Unknown fields of a request that are looked at for near misses: a body has room for half a million."""
 

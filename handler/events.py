@@ -117,7 +117,7 @@ def check_direct(event: Any) -> None:
         source = event.get("source") if "detail-type" in event else None
     if isinstance(source, str):
         raise InvalidRequestError(
-            f"this is an event of {source[:40]}, not a request: the function takes "
+            f"this is an event of {shorten(source)}, not a request: the function takes "
             '{"text": "..."}, {"texts": ["...", ...]} or an HTTP event, and nobody would get its answer; events of '
             "queues and buckets are for bulk embedding, which this function does not do"
         )
@@ -180,29 +180,25 @@ def read(event: Mapping[str, Any], routes: Container[str], base_path: str) -> Ht
 
 
 def _candidates(event: Mapping[str, Any], path: str, base_path: str) -> Iterator[str]:
-    """The paths that an event may mean, the likeliest first."""
+    """The paths that an event may mean, the surest first."""
     context = event.get("requestContext")
     stage = context.get("stage") if isinstance(context, dict) else None
     within = _behind(f"/{stage}", path) if isinstance(stage, str) and stage else None
     # An HTTP API's path begins with the stage, unless it came by a custom domain. A REST API's does not, unless it
     # came by a custom domain that names no stage.
     likely = (path, within) if "httpMethod" in event else (within, path)
-    for each in likely:
-        if each is not None and base_path and (rest := _behind(base_path, each)) is not None:
-            yield rest
-    for each in likely:
-        if each is not None:
-            yield each
-    # Behind a custom domain with a base path, or below a resource: what the API's own path for this method says.
+    if base_path:
+        yield from (rest for each in likely if each is not None and (rest := _behind(base_path, each)) is not None)
+    # The API's own path, which has neither stage nor what a custom domain puts before it: `/{proxy+}`, for one.
     template = event.get("resource") or str(event.get("routeKey")).partition(" ")[2]
-    if not isinstance(template, str) or not template.startswith("/"):
-        return
     parameters = event.get("pathParameters")
-    for name, value in parameters.items() if isinstance(parameters, dict) else ():
-        if template.endswith(f"/{{{name}+}}"):
-            yield f"/{value}"
-        template = template.replace(f"{{{name}+}}", str(value)).replace(f"{{{name}}}", str(value))
-    yield template
+    if isinstance(template, str) and template.startswith("/"):
+        for name, value in parameters.items() if isinstance(parameters, dict) else ():
+            if template.endswith(f"/{{{name}+}}"):
+                yield f"/{value}"
+            template = template.replace(f"{{{name}+}}", str(value)).replace(f"{{{name}}}", str(value))
+        yield template
+    yield from (each for each in likely if each is not None)
 
 
 def _behind(prefix: str, path: str) -> str | None:

@@ -29,9 +29,11 @@ def ignored_fields(data: Mapping[str, Any], known: Collection[str]) -> tuple[str
         elif value is not None and not any(
             type(value) is type(same) and value == same for same in VECTOR_FIELDS[field]
         ):
-            same = " or ".join(json_literal(each) for each in VECTOR_FIELDS[field]) or "null"
+            same = " or ".join(
+                shorten(each) if isinstance(each, list) else quoted(each) for each in VECTOR_FIELDS[field]
+            )
             raise InvalidRequestError(
-                f"{field} is {json_literal(value)}, not {same}: that asks for other vectors than are served here; "
+                f"{field} is {quoted(value)}, not {same or 'null'}: that asks for other vectors than are served here; "
                 "leave it out",
                 field,
             )
@@ -108,8 +110,7 @@ def truncate_option(data: Mapping[str, Any]) -> bool:
         return True
     if value is False or value == "NONE":
         return False
-    literal = shorten(value) if isinstance(value, str) else kind(value)
-    raise InvalidRequestError(f"truncate is {literal}, not true, false, NONE or END", "truncate")
+    raise InvalidRequestError(f"truncate is {quoted(value)}, not true, false, NONE or END", "truncate")
 
 
 def texts_of(data: Mapping[str, Any], field: str) -> list[str]:
@@ -140,10 +141,11 @@ def kind(value: Any) -> str:
     return f"the number {shorten(value)}" if isinstance(value, int | float) else f"a {type(value).__name__}"
 
 
-def json_literal(value: Any) -> str:
-    """A value as a message quotes it."""
-    words = {True: "true", False: "false"}
-    return words[value] if isinstance(value, bool) else shorten(value)
+def quoted(value: Any) -> str:
+    """A JSON value as a message quotes it, or what it is where it may be long."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return shorten(value) if isinstance(value, str) else kind(value)
 
 
 def shorten(value: object) -> str:

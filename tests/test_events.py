@@ -88,6 +88,17 @@ def test_names_behind_a_base_path(app: ModuleType) -> None:
     assert body_of(app.lambda_handler(event, None))["object"] == "model"
 
 
+@pytest.mark.parametrize("base", ["models", "v1", "openai", "embed", "health", "v1/models", "live"])
+@pytest.mark.parametrize("kind", ["rest-api-custom-domain", "http-api-custom-domain"])
+def test_a_base_path_named_as_one_of_our_paths(
+    app: ModuleType, kind: str, base: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    event = recorded(kind)
+    event["path" if "path" in event else "rawPath"] = f"/{base}/embed"
+    assert app_answer(app, event) == 200
+    assert line_of(capsys)["route"] == "POST /embed"
+
+
 @pytest.mark.parametrize("setting", ["/ml", "ml", "/ml/", "team/ml"])
 @pytest.mark.parametrize("kind", ["function-url", "http-api", "http-api-stage", "rest-api", "load-balancer"])
 def test_base_path_is_a_setting_where_an_event_cannot_tell(load_app: LoadApp, kind: str, setting: str) -> None:
@@ -159,10 +170,10 @@ def test_texts_are_embedded_whatever_else_is_there(app: ModuleType, extra: dict[
 
 
 OTHERS = {
-    "other-sqs": "an event of aws:sqs, not a request: .* bulk",
-    "other-s3": "an event of aws:s3, not a request: .* bulk",
-    "other-sns": "an event of aws:sns, not a request",
-    "other-eventbridge": "an event of aws.s3, not a request: .* bulk",
+    "other-sqs": "an event of 'aws:sqs', not a request: .* bulk",
+    "other-s3": "an event of 'aws:s3', not a request: .* bulk",
+    "other-sns": "an event of 'aws:sns', not a request",
+    "other-eventbridge": "an event of 'aws.s3', not a request: .* bulk",
     "other-console-hello-world": '"text" .* "texts"',
 }
 
@@ -183,7 +194,9 @@ def test_what_is_no_request_is_told_what_the_function_takes(
     "event", [{"Records": []}, {"Records": [5]}, {"Records": None}, {"source": 5, "detail-type": 5}]
 )
 def test_what_is_nearly_an_event_of_a_service_is_refused_all_the_same(app: ModuleType, event: dict[str, Any]) -> None:
-    assert app.lambda_handler(event, None)["error"]["status"] == 400
+    result = app.lambda_handler(event, None)
+    assert result["error"]["status"] == 400
+    json.dumps(result, ensure_ascii=False).encode()  # as the runtime client does it
 
 
 # Bodies

@@ -214,6 +214,16 @@ INVALID_BODIES = {
         "truncation_direction is 'left', not 'right' or 'Right': .* leave it out",
         "truncation_direction",
     ),
+    "special tokens": (
+        '{"text": "a", "add_special_tokens": false}',
+        "add_special_tokens is false, not true: .* leave it out",
+        "add_special_tokens",
+    ),
+    "deep lists where other vectors are asked for": (
+        f'{{"text": "a", "embedding_types": {"[" * 1000}{"]" * 1000}}}',
+        r"embedding_types is a list, not \['float'\]",
+        "embedding_types",
+    ),
     "a prompt": (
         '{"inputs": "a", "prompt_name": "query"}',
         "prompt_name is 'query', not null: .* leave",
