@@ -1,6 +1,6 @@
 PYTHON ?= python3
 PORT ?= 8080
-ARCHITECTURE ?= x86_64
+ARCHITECTURE ?=
 STACK ?= embeddings
 PARAMETERS ?=
 BIN := .venv/bin
@@ -22,7 +22,7 @@ ifdef AWS_REGION
 export AWS_DEFAULT_REGION := $(AWS_REGION)
 endif
 
-.PHONY: help serve test deploy clients aws-tools portability emulation lint check sanitize format model operators benchmarks lock clean
+.PHONY: help serve test deploy remove clients aws-tools portability emulation lint sanitize format model operators benchmarks lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 13
@@ -104,18 +104,17 @@ benchmarks: .venv/test $(MODEL) ## Measure all, write docs/benchmarks.md and the
 	$(BIN)/python -m benchmarks all
 
 deploy: .venv/publish $(AWS)/.done $(MODEL) ## Build, deploy and publish (STACK=NAME ARCHITECTURE=arm64 PARAMETERS="A=B C=D")
-	@$(BIN)/python -m deploy.stack
-	SAM_CLI_TELEMETRY=0 ARCHITECTURE=$(ARCHITECTURE) $(AWS)/bin/sam build --parameter-overrides Architecture=$(ARCHITECTURE) $(PARAMETERS)
-	SAM_CLI_TELEMETRY=0 $(AWS)/bin/sam deploy --stack-name $(STACK) --resolve-s3 --capabilities CAPABILITY_IAM \
-		--no-confirm-changeset --no-fail-on-empty-changeset --parameter-overrides Architecture=$(ARCHITECTURE) $(PARAMETERS)
-	case "$(PARAMETERS)" in *ModelStorage=package*) ;; *) $(BIN)/python -m deploy publish --stack $(STACK) ;; esac
+	$(BIN)/python -m deploy apply --stack $(STACK) $(addprefix --architecture ,$(ARCHITECTURE)) $(PARAMETERS)
+
+remove: .venv/publish $(AWS)/.done ## Delete a stack and all models that it has (STACK=NAME YES=1)
+	$(BIN)/python -m deploy remove --stack $(STACK) $(if $(YES),--yes)
 
 # What `sam build` calls, with the folder to fill in ARTIFACTS_DIR.
 build-EmbeddingFunction: $(OPERATORS)
-	$(PYTHON) -m deploy.package function $(ARTIFACTS_DIR) --architecture $(ARCHITECTURE)
+	$(PYTHON) -m deploy.package function $(ARTIFACTS_DIR) $(addprefix --architecture ,$(ARCHITECTURE))
 
 build-LoaderFunction:
-	$(PYTHON) -m deploy.package loader $(ARTIFACTS_DIR) --architecture $(ARCHITECTURE)
+	$(PYTHON) -m deploy.package loader $(ARTIFACTS_DIR) $(addprefix --architecture ,$(ARCHITECTURE))
 
 build-ModelLayer: $(MODEL)
 	$(BIN)/python -m deploy.package model $(ARTIFACTS_DIR)

@@ -1,4 +1,4 @@
-"""python -m deploy publish|list|rollback: the versions of the model in a deployed stack."""
+"""python -m deploy apply|remove: the stack. python -m deploy publish|list|rollback: the versions of the model in it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from pathlib import Path
 try:
     from artifact.manifest import ArtifactError
     from deploy import DeployError
+    from deploy.deployment import apply, remove
+    from deploy.package import ARCHITECTURES
     from deploy.publish import list_versions, publish, roll_back
     from deploy.stack import Aws, Deployment
     from export.options import precisions
@@ -21,6 +23,9 @@ def main(command_line: Sequence[str] | None = None) -> int:
     arguments = _parse_arguments(command_line)
     try:
         aws = Aws()
+        if arguments.command in ("apply", "remove"):
+            {"apply": apply, "remove": remove}[arguments.command](arguments, aws)
+            return 0
         deployment = (
             aws.find(arguments.stack) if arguments.stack else Deployment(aws.region, arguments.bucket, arguments.loader)
         )
@@ -41,10 +46,19 @@ def main(command_line: Sequence[str] | None = None) -> int:
 
 def _parse_arguments(command_line: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m deploy", description="Publish versions of the model to a deployed stack, and switch them."
+        prog="python -m deploy", description="Deploy the stack, publish versions of the model to it, and switch them."
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    publishing = commands.add_parser("publish", help="upload the version in use here, and put it into use in the stack")
+    applying = commands.add_parser("apply", help="build, create or change the stack, and publish; make deploy calls it")
+    removing = commands.add_parser("remove", help="delete the stack and all models that it has")
+    removing.add_argument("--yes", action="store_true", help="without being asked")
+    for each in (applying, removing):
+        each.add_argument("--stack", metavar="NAME", required=True)
+        each.add_argument("--sam", default="build/aws/bin/sam", metavar="PROGRAM", help="%(default)s")
+    applying.add_argument("--architecture", choices=ARCHITECTURES, help="default: the stack's, or x86_64 for a new one")
+    applying.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="parameters of template.yaml")
+    applying.set_defaults(precision=None, restart=False)
+    publishing = commands.add_parser("publish", help="upload the version in use here, and put it into use there")
     listing = commands.add_parser("list", help="show the versions that the stack has")
     rollback = commands.add_parser("rollback", help="put another version of the stack into use")
     rollback.add_argument("version", metavar="VERSION")
@@ -53,14 +67,9 @@ def _parse_arguments(command_line: Sequence[str] | None) -> argparse.Namespace:
         where.add_argument("--stack", metavar="NAME", help="name of the deployed stack, in AWS_REGION")
         where.add_argument("--bucket", metavar="NAME", help="instead of a stack: the bucket for the versions")
         each.add_argument("--loader", metavar="FUNCTION", help="with --bucket: the function that puts them into use")
-        each.add_argument(
-            "--output",
-            type=Path,
-            default=Path("build/ml-models"),
-            metavar="DIR",
-            help="models here; default: %(default)s",
-        )
-        each.add_argument("--model", default="all-MiniLM-L6-v2", metavar="NAME", help="default: %(default)s")
+    for each in (applying, publishing, listing, rollback):
+        each.add_argument("--output", type=Path, default=Path("build/ml-models"), metavar="DIR", help="%(default)s")
+        each.add_argument("--model", default="all-MiniLM-L6-v2", metavar="NAME", help="its folder; %(default)s")
     publishing.add_argument(
         "--precision", type=precisions, metavar="int8[,fp32]", help="publish only these; default: all of the version"
     )

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -104,10 +103,55 @@ class Aws:
         with aws_errors(f"use {service}"):
             return self._session.client(service, config=config)
 
+    def outputs(self, stack: str) -> dict[str, str]:
+        """A stack's outputs."""
+        return _outputs(self._describe(stack))
+
+    def parameters(self, stack: str) -> dict[str, str]:
+        """A stack's parameters; empty if there is no such stack."""
+        client = self.client("cloudformation")
+        with aws_errors(f"look for stack {stack}"):
+            try:
+                [found] = client.describe_stacks(StackName=stack)["Stacks"]
+            except boto.ClientError as error:
+                if "does not exist" not in str(error):
+                    raise
+                return {}
+        return _parameters(found)
+
+    def deleting(self, stack: str) -> list[str]:
+        """The names of what a stack is deleting."""
+        with aws_errors(f"look at stack {stack}"):
+            pages = self.client("cloudformation").get_paginator("list_stack_resources").paginate(StackName=stack)
+            return [
+                each["LogicalResourceId"]
+                for page in pages
+                for each in page["StackResourceSummaries"]
+                if each["ResourceStatus"] == "DELETE_IN_PROGRESS"
+            ]
+
+    def empty(self, bucket: str) -> int:
+        """Delete all objects of a bucket, older versions too. Their number; 0 if there is no such bucket."""
+        client = self.client("s3")
+        deleted = 0
+        with aws_errors(f"empty s3://{bucket}"):
+            try:
+                for page in client.get_paginator("list_object_versions").paginate(Bucket=bucket):
+                    found = [*page.get("Versions", ()), *page.get("DeleteMarkers", ())]
+                    objects = [{"Key": each["Key"], "VersionId": each["VersionId"]} for each in found]
+                    if objects:
+                        answer = client.delete_objects(Bucket=bucket, Delete={"Objects": objects, "Quiet": True})
+                        for refusal in answer.get("Errors", ()):
+                            raise boto.ClientError({"Error": refusal}, "DeleteObjects")
+                    deleted += len(objects)
+            except client.exceptions.NoSuchBucket:
+                return 0
+        return deleted
+
     def find(self, stack: str) -> Deployment:
         """The deployment that a stack's outputs describe."""
         found = self._describe(stack)
-        outputs = {output["OutputKey"]: output["OutputValue"] for output in found.get("Outputs", ())}
+        outputs = _outputs(found)
         if outputs.get("ModelStorage") == "package":
             raise PublishError(
                 f"stack {stack} has the model in the function's package (ModelStorage=package), so nothing can be "
@@ -120,7 +164,6 @@ class Aws:
                 f"stack {stack}, now {found['StackStatus']}, has no output {', '.join(missing)}: wait until it is "
                 "deployed, or deploy it again with this project's template.yaml"
             )
-        parameters = {each["ParameterKey"]: each.get("ParameterValue") for each in found.get("Parameters", ())}
         return Deployment(
             region=self.region,
             bucket=outputs["ArtifactBucketName"],
@@ -128,7 +171,7 @@ class Aws:
             function=outputs["FunctionAlias"],
             url=outputs["Url"].rstrip("/"),
             stack=stack,
-            precision=parameters.get("Precision"),
+            precision=_parameters(found).get("Precision"),
         )
 
     def invoke(self, function: str, event: Mapping[str, Any]) -> Any:
@@ -212,6 +255,14 @@ class Aws:
         ):
             found: dict[str, Any] = client.describe_stacks(StackName=stack)["Stacks"][0]
         return found
+
+
+def _outputs(described: Mapping[str, Any]) -> dict[str, str]:
+    return {each["OutputKey"]: each["OutputValue"] for each in described.get("Outputs", ())}
+
+
+def _parameters(described: Mapping[str, Any]) -> dict[str, str]:
+    return {each["ParameterKey"]: each["ParameterValue"] for each in described.get("Parameters", ())}
 
 
 def _once_ready(function: str, call: Callable[[], Any]) -> Any:
@@ -298,18 +349,3 @@ def aws_errors(doing: str, remedies: Mapping[str, str] | None = None) -> Iterato
 
 def _in_a_line(error: Exception) -> str:
     return " ".join(str(error).split())
-
-
-def main() -> int:
-    """Before anything is built, print where a deployment goes, or what it lacks."""
-    try:
-        aws = Aws()
-        print(f"deploying to account {aws.account()} in {aws.region}")
-    except PublishError as error:
-        print(f"deploy: {error}", file=sys.stderr)
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -25,7 +25,7 @@ from tests.support.cloud import FILES, int8_only, moto, signed_in
 from tests.support.documents import block
 from tests.support.packages import no_python
 from tests.support.servers import MODEL_NAME, ROOT, Local
-from tests.support.stack import TOOLS, require_tools
+from tests.support.stack import TOOLS, delete_route_table, outputs_of, require_tools
 
 pytestmark = pytest.mark.slow
 
@@ -33,6 +33,7 @@ __all__ = ["int8_only", "moto"]  # fixtures
 
 ON_EFS, IN_PACKAGE, _ = [line for line in block("make deploy PARAMETERS").splitlines() if line[0] != "#"]
 """The commands of docs/deploying.md. The third is for a processor that is not this one."""
+PLAIN = "make deploy"
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +92,7 @@ def make_deploy(account: Account, clone: Path, command: str, **variables: str) -
 
 
 def test_a_model_on_efs(account: Account, clone: Path, int8_only: tuple[Path, list[str]], int8: Embedder) -> None:
-    """And once more, when nothing has changed since."""
+    """And once more, when nothing has changed since; with other code; and its removal."""
     version = int8_only[1][0]
     ran = make_deploy(account, clone, ON_EFS)
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -111,11 +112,29 @@ def test_a_model_on_efs(account: Account, clone: Path, int8_only: tuple[Path, li
     assert "all files were there already" in ran.stdout
     assert account.outputs("embeddings") == outputs
 
+    live = account.live["embeddings"]
+    with changed(clone / "handler" / "app.py", lambda text: f"{text}# changed\n"):
+        ran = make_deploy(account, clone, ON_EFS)
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert account.live["embeddings"] != live
+    assert account.versions["embeddings"] == [account.live["embeddings"]]
+    assert "83 vectors equal this machine's to the bit" in ran.stdout
+
+    delete_route_table(account.client("ec2"))
+    ran = make_deploy(account, clone, "make remove STACK=embeddings YES=1")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "Deleted successfully" in ran.stdout
+    [sams] = account.client("cloudformation").describe_stacks()["Stacks"]
+    [bucket] = [each["Name"] for each in account.client("s3").list_buckets()["Buckets"]]
+    assert bucket == outputs_of(sams)["SourceBucket"]
+    assert account.keys(bucket) == set()
+
 
 def test_a_model_in_the_package(
     account: Account, clone: Path, int8_only: tuple[Path, list[str]], int8: Embedder
 ) -> None:
-    """And another one after it, whose deployment an alarm stops; the second try puts it into use."""
+    """And another one after it, whose deployment an alarm stops; the second try, without
+    parameters, puts it into use."""
     first, second = int8_only[1]
     ran = make_deploy(account, clone, IN_PACKAGE)
     assert ran.returncode == 0, ran.stdout + ran.stderr
@@ -125,7 +144,7 @@ def test_a_model_in_the_package(
     assert_embeds(account.functions[outputs["FunctionAlias"]], int8)
     assert served(account) == first
 
-    with other_model(clone, second):
+    with changed(clone / "build" / "ml-models" / MODEL_NAME / "current", lambda _: second):
         account.stopped.add("embeddings")
         ran = make_deploy(account, clone, IN_PACKAGE)
         assert "Failed to create/update the stack: embeddings" in ran.stderr
@@ -133,9 +152,10 @@ def test_a_model_in_the_package(
         assert served(account) == first
 
         account.stopped.clear()
-        ran = make_deploy(account, clone, IN_PACKAGE)
+        ran = make_deploy(account, clone, PLAIN)
         assert ran.returncode == 0, (account.refusals, ran.stdout + ran.stderr)
         assert served(account) == second
+        assert account.outputs("embeddings")["ModelStorage"] == "package"
     assert account.versions["embeddings"] == [account.live["embeddings"]]
 
 
@@ -145,17 +165,16 @@ def test_nothing_is_published_to_a_stack_that_could_not_be_created(account: Acco
     assert ran.returncode != 0
     assert "Failed to create/update the stack: refused" in ran.stderr
     assert "ROLLBACK_COMPLETE" in ran.stdout
-    assert "deploy publish" not in ran.stdout + ran.stderr
+    assert "upload version" not in ran.stdout
 
 
 @contextmanager
-def other_model(clone: Path, version: str) -> Iterator[None]:
-    """The version in use on this machine is another one."""
-    current = clone / "build" / "ml-models" / MODEL_NAME / "current"
-    before = current.read_text()
-    current.write_text(version)
+def changed(path: Path, change: Callable[[str], str]) -> Iterator[None]:
+    """The file has other text for a while."""
+    before = path.read_text()
+    path.write_text(change(before))
     yield
-    current.write_text(before)
+    path.write_text(before)
 
 
 def served(account: Account, stack: str = "embeddings") -> str:

@@ -923,7 +923,6 @@ NOT_NEEDED = {
     "logs:PutLogGroupDeletionProtection": "not used",
     "sns:PutDataProtectionPolicy": "the topic has none",
     "s3:DeleteBucket?*": "set once, with the bucket",
-    "s3:DeleteObject": "deleting the stack leaves that to whoever owns the models",
     "s3:Put*Acl": "the bucket has no access lists",
     **{
         f"s3:*{feature}*": "the bucket does not use it"
@@ -946,11 +945,14 @@ DEPLOYING = {
     "cloudformation:ListStackResources",
     "cloudformation:UpdateStack",
     "lambda:InvokeFunction",
+    "s3:DeleteObject",
+    "s3:DeleteObjectVersion",
     "s3:GetObject",
     "s3:ListBucket",
+    "s3:ListBucketVersions",
     "s3:PutObject",
 }
-"""What `sam deploy` and `python -m deploy publish` call themselves."""
+"""What `sam deploy`, `sam delete` and `python -m deploy` call themselves."""
 ONLY_BY_PREFIX = ("cloudformation", "codedeploy", "iam", "lambda", "s3", "sns")
 """Services whose resources have the stack's name in theirs."""
 

@@ -140,6 +140,7 @@ class Cloud:
             "AWS_ENDPOINT_URL_S3": self.moto,
             "AWS_ENDPOINT_URL_CLOUDFORMATION": self.lambda_url,
             "AWS_ENDPOINT_URL_LAMBDA": self.lambda_url,
+            "AWS_ENDPOINT_URL_STS": self.moto,
         }
 
     def deploy(self, stack: str, of: StackTemplate, start: Callable[..., Local], mounted: Path) -> dict[str, str]:

@@ -110,3 +110,12 @@ def upload_code(s3: Any, bucket: str, key: str) -> None:
         package.writestr("handler/app.py", "def lambda_handler(event, context):\n    return event\n")
     s3.create_bucket(Bucket=bucket)
     s3.put_object(Bucket=bucket, Key=key, Body=content.getvalue())
+
+
+def delete_route_table(ec2: Any) -> None:
+    """Moto's CloudFormation makes route tables, but does not delete them, and fails to delete their VPC then."""
+    found = ec2.describe_route_tables()["RouteTables"]
+    [table] = [each for each in found if not any(association["Main"] for association in each["Associations"])]
+    for association in table["Associations"]:
+        ec2.disassociate_route_table(AssociationId=association["RouteTableAssociationId"])
+    ec2.delete_route_table(RouteTableId=table["RouteTableId"])
