@@ -115,7 +115,10 @@ def _verify(
             f"Environments that are running keep the version they started with until Lambda recycles them, within "
             f"hours; new ones take {version.name}. To replace all of them now: {_restart_command(arguments)}"
         )
-    print(f"URL: {deployment.url}\n{_curl(deployment)}")
+    if deployment.url is None:
+        print(f"It has no Function URL: invoke {deployment.function}, or use the API if the stack has one")
+    else:
+        print(f"URL: {deployment.url}\n{_curl(deployment)}")
 
 
 def _compare(function: str, version: Version, aws: Aws, advance: Any) -> tuple[Served, str]:

@@ -67,6 +67,7 @@ class Deployment:
     function: str | None = None
     """The alias of the function that embeds; None if no stack was named."""
     url: str | None = None
+    """None, too, where the stack has no Function URL."""
     stack: str | None = None
     precision: str | None = None
     """Precision that the function runs."""
@@ -158,7 +159,7 @@ class Aws:
                 "published to it: deploy it again with your model (make model, sam build, sam deploy), or with "
                 "ModelStorage=efs"
             )
-        missing = [name for name in ("ArtifactBucketName", "LoaderName", "FunctionAlias", "Url") if name not in outputs]
+        missing = [name for name in ("ArtifactBucketName", "LoaderName", "FunctionAlias") if name not in outputs]
         if missing:
             raise PublishError(
                 f"stack {stack}, now {found['StackStatus']}, has no output {', '.join(missing)}: wait until it is "
@@ -169,7 +170,7 @@ class Aws:
             bucket=outputs["ArtifactBucketName"],
             loader=outputs["LoaderName"],
             function=outputs["FunctionAlias"],
-            url=outputs["Url"].rstrip("/"),
+            url=outputs["Url"].rstrip("/") if "Url" in outputs else None,
             stack=stack,
             precision=_parameters(found).get("Precision"),
         )

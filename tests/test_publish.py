@@ -99,6 +99,7 @@ class Deployed:
 def templates() -> dict[str, StackTemplate]:
     """By Precision or ModelStorage, if it is not the default."""
     settings = {"default": {}, "fp32": {"Precision": "fp32"}, "package": {"ModelStorage": "package"}}
+    settings["no_url"] = {"FunctionUrl": "off"}
     return dict(zip(settings, templates_for_moto(list(settings.values())), strict=True))
 
 
@@ -196,6 +197,22 @@ def assert_updated(deployed: Deployed, version: str) -> None:
     variables = deployed.variables("FunctionAlias")
     assert variables.pop("MODEL_GENERATION").startswith(f"{version}.")
     assert variables == VARIABLES
+
+
+def test_a_stack_without_a_function_url_is_published_to(
+    cloud: Cloud,
+    templates: dict[str, StackTemplate],
+    int8_only: tuple[Path, list[str]],
+    start: Callable[..., Local],
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    outputs = cloud.deploy(STACK, templates["no_url"], start, tmp_path)
+    assert main(["publish", "--stack", STACK, "--output", str(int8_only[0].parent)]) == 0
+    out = capsys.readouterr().out
+    assert out.endswith(
+        f"It has no Function URL: invoke {outputs['FunctionAlias']}, or use the API if the stack has one\n"
+    )
 
 
 def test_functions_that_lambda_has_taken_the_network_of_are_waited_for(

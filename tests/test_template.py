@@ -41,6 +41,9 @@ MAX_POLICY_CHARACTERS = 6144
 MAX_DESCRIPTION_CHARACTERS = 256
 """Of a version of a function."""
 
+REPORTED_WITHOUT_URLS = ("cn-north-1", "eu-south-2", "us-iso-east-1", "us-isob-east-1")
+"""Regions without Function URLs beside those of cfn-lint: by AWS's documentation, and by aws-samples/
+aws-mcp-servers-samples#26 for China."""
 OWN_VPC = {
     "VpcId": "vpc-0123456789abcdef0",
     "SubnetIdA": "subnet-0123456789abcdefa",
@@ -48,7 +51,7 @@ OWN_VPC = {
 }
 SETTINGS: Sequence[Sequence[Parameters]] = (
     ({}, OWN_VPC, {"ModelStorage": "package"}, {"ModelStorage": "package", "SnapStart": "on"}),
-    ({}, {"ApiGateway": "on"}),
+    ({}, {"ApiGateway": "on"}, {"ApiGateway": "on", "FunctionUrl": "off"}),
     ({}, {"AlarmEmail": "someone@example.com"}),
     ({}, {"CorsOrigin": "https://app.example.com"}),
     ({}, {"Tracing": "Active"}),
@@ -78,6 +81,10 @@ class Stack:
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.parameters.items()) or "defaults"
+
+    @property
+    def with_url(self) -> bool:
+        return self.parameters.get("FunctionUrl") != "off"
 
     @property
     def on_efs(self) -> bool:
@@ -414,7 +421,7 @@ def test_the_code_of_the_functions_cannot_use_what_lambda_needs_for_the_network(
 
 
 def test_callers_get_the_two_permissions_of_a_function_url(stacks: list[Stack]) -> None:
-    for stack in stacks:
+    for stack in (stack for stack in stacks if stack.with_url):
         policy = stack.properties("CallerPolicy")["PolicyDocument"]
         assert {each["Action"]: (each["Resource"], each["Condition"]) for each in policy["Statement"]} == {
             "lambda:InvokeFunctionUrl": (
@@ -447,9 +454,38 @@ def test_the_security_review_lists_what_each_role_may_do(everything: Stack) -> N
 
 
 def test_the_function_url_asks_for_signatures(stacks: list[Stack]) -> None:
-    for stack in stacks:
+    for stack in (stack for stack in stacks if stack.with_url):
         url = stack.properties("EmbeddingFunctionUrl")
         assert (url["AuthType"], url["TargetFunctionArn"]) == ("AWS_IAM", "<EmbeddingFunctionAliaslive>"), str(stack)
+
+
+def test_there_is_no_function_url_where_it_is_not_wanted_or_aws_has_none(stacks: list[Stack]) -> None:
+    for stack in stacks:
+        assert bool(stack.of_type("AWS::Lambda::Url")) == ("CallerPolicy" in stack.resources) == stack.with_url, str(
+            stack
+        )
+    listed = json.loads(run("python", PROGRAMS / "list_permissions.py", "--missing", "AWS::Lambda::Url").stdout)
+    regions = {*listed["AWS::Lambda::Url"], *REPORTED_WITHOUT_URLS}
+    partitions = {"cn": "aws-cn", "us-gov": "aws-us-gov", "us-iso": "aws-iso", "eusc": "aws-eusc"}
+    without = [
+        {
+            "AWS::Region": region,
+            "AWS::Partition": next((name for start, name in partitions.items() if region.startswith(start)), "aws"),
+        }
+        for region in sorted(regions)
+    ]
+    assert len(without) > 15
+    for stack in resolved_stacks(without):
+        assert not stack.of_type("AWS::Lambda::Url"), str(stack)
+        assert not {"Url", "CallerPolicyArn"} & stack.outputs.keys(), str(stack)
+    [forced] = resolved_stacks([{**without[0], "FunctionUrl": "on"}])
+    assert forced.of_type("AWS::Lambda::Url")
+
+
+def test_nothing_is_written_for_one_partition(source: dict[str, Any], deployer: list[Statement]) -> None:
+    assert "arn:aws" not in TEMPLATE.read_text()
+    named = [resource for each in deployer for resource in each.resources if resource != "*"]
+    assert [resource for resource in named if not resource.startswith("arn:*:")] == []
 
 
 def test_the_api_demands_its_key_of_all_but_preflights(stacks: list[Stack]) -> None:
@@ -508,7 +544,8 @@ def test_the_function_url_lets_pages_send_any_header(stacks: list[Stack]) -> Non
 def test_cors_is_answered_once(stacks: list[Stack]) -> None:
     for stack in stacks:
         origin = stack.parameters.get("CorsOrigin", "")
-        by_url = stack.properties("EmbeddingFunctionUrl").get("Cors", {}).get("AllowOrigins", [])
+        url = stack.properties("EmbeddingFunctionUrl") if stack.with_url else {}
+        by_url = url.get("Cors", {}).get("AllowOrigins", [])
         by_function = variables(stack)["CORS_ORIGIN"]
         on_api = stack.parameters.get("ApiGateway") == "on"
         assert by_url == ([origin] if origin and not on_api else []), str(stack)
@@ -661,6 +698,7 @@ CHANGES = [
     {"ProvisionedConcurrency": "1"},
     {"ReservedConcurrency": "1"},
     {"ApiGateway": "on"},
+    {"FunctionUrl": "off"},
     {"ApiRequestsPerSecond": "1", "ApiRequestsPerMonth": "1"},
     {"AlarmEmail": "someone@example.com"},
     {"CorsOrigin": "*"},
@@ -855,7 +893,8 @@ def spelled_out(metrics: Sequence[Sequence[Any]]) -> list[list[str]]:
 
 def test_every_output_is_there(stacks: list[Stack]) -> None:
     for stack in stacks:
-        expected = {"Url", "CallerPolicyArn", "FunctionAlias", "ModelStorage"}
+        expected = {"FunctionAlias", "ModelStorage"}
+        expected |= {"Url", "CallerPolicyArn"} if stack.with_url else set()
         expected |= {"ArtifactBucketName", "LoaderName"} if stack.on_efs else set()
         expected |= {"ApiUrl", "ApiKeyId"} if stack.parameters.get("ApiGateway") == "on" else set()
         assert stack.outputs.keys() == expected, str(stack)

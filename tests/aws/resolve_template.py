@@ -1,4 +1,5 @@
-"""What template.yaml becomes for given parameters. Standard input: a list of {PARAMETER: VALUE} as JSON.
+"""What template.yaml becomes for given parameters. Standard input: a list of {PARAMETER: VALUE} as JSON, in which the
+pseudo parameters AWS::Region and AWS::Partition may be given too.
 
 Prints for each, as JSON: "template", its references as text; "broken", the sentences of the Rules that refuse it; and,
 with --lint, "lint", what cfn-lint says of it. With --uploaded '{RESOURCE: "s3://..."}' these have other code. Runs in
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cfnlint.api import ManualArgs, lint
-from template import REGION, Resolver, as_json, plain, source, translate
+from template import PSEUDO, REGION, Resolver, as_json, plain, source, translate
 
 
 def main() -> None:
@@ -25,7 +26,9 @@ def main() -> None:
     translated = translate(source(options.uploaded))
     found = []
     for parameters in json.load(sys.stdin):
-        resolver = Resolver(translated, parameters)
+        pseudo = {name: value for name, value in parameters.items() if name in PSEUDO}
+        own = {name: value for name, value in parameters.items() if name not in PSEUDO}
+        resolver = Resolver(translated, own, {**PSEUDO, **pseudo})
         template = resolver.template()
         resolved = {"template": plain(template), "broken": resolver.broken_rules()}
         found.append(resolved | ({"lint": problems(template)} if options.lint else {}))

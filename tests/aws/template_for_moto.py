@@ -52,7 +52,8 @@ def main(files: list[str]) -> None:
 
 
 def for_moto(translated: Template, parameters: Mapping[str, str]) -> dict[str, Any]:
-    resolver = Resolver(translated, parameters, pseudo={})
+    # Not the account and the stack, which moto knows.
+    resolver = Resolver(translated, parameters, pseudo={"AWS::Partition": "aws", "AWS::Region": REGION})
     if broken := resolver.broken_rules():
         sys.exit("\n".join(broken))
     # Resolved, since moto keeps what !If leaves away from a list, as null. The parameters are there to be described.
