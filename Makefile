@@ -1,6 +1,8 @@
 PYTHON ?= python3
 PORT ?= 8080
 ARCHITECTURE ?=
+RUNTIME ?=
+TAGS ?=
 STACK ?= embeddings
 PARAMETERS ?=
 BIN := .venv/bin
@@ -103,18 +105,20 @@ benchmarks: .venv/test $(MODEL) ## Measure all, write docs/benchmarks.md and the
 	$(PIP) $(EDITABLE) '.[export,local,benchmarks,test,peers]'
 	$(BIN)/python -m benchmarks all
 
-deploy: .venv/publish $(AWS)/.done $(MODEL) ## Build, deploy and publish (STACK=NAME ARCHITECTURE=arm64 PARAMETERS="A=B C=D")
-	$(BIN)/python -m deploy apply --stack $(STACK) $(addprefix --architecture ,$(ARCHITECTURE)) $(PARAMETERS)
+deploy: .venv/publish $(AWS)/.done $(MODEL) ## Build, deploy and publish (STACK=NAME ARCHITECTURE=arm64 PARAMETERS="A=B C=D" TAGS="E=F")
+	$(BIN)/python -m deploy apply --stack $(STACK) $(addprefix --architecture ,$(ARCHITECTURE)) $(PARAMETERS) $(if $(TAGS),--tags $(TAGS))
 
 remove: .venv/publish $(AWS)/.done ## Delete a stack and all models that it has (STACK=NAME YES=1)
 	$(BIN)/python -m deploy remove --stack $(STACK) $(if $(YES),--yes)
 
 # What `sam build` calls, with the folder to fill in ARTIFACTS_DIR.
+BUILT_FOR = $(addprefix --architecture ,$(ARCHITECTURE)) $(addprefix --python ,$(RUNTIME:python%=%))
+
 build-EmbeddingFunction: $(OPERATORS)
-	$(PYTHON) -m deploy.package function $(ARTIFACTS_DIR) $(addprefix --architecture ,$(ARCHITECTURE))
+	$(PYTHON) -m deploy.package function $(ARTIFACTS_DIR) $(BUILT_FOR)
 
 build-LoaderFunction:
-	$(PYTHON) -m deploy.package loader $(ARTIFACTS_DIR) $(addprefix --architecture ,$(ARCHITECTURE))
+	$(PYTHON) -m deploy.package loader $(ARTIFACTS_DIR) $(BUILT_FOR)
 
 build-ModelLayer: $(MODEL)
 	$(BIN)/python -m deploy.package model $(ARTIFACTS_DIR)

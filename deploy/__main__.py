@@ -56,6 +56,7 @@ def _parse_arguments(command_line: Sequence[str] | None) -> argparse.Namespace:
         each.add_argument("--stack", metavar="NAME", required=True)
         each.add_argument("--sam", default="build/aws/bin/sam", metavar="PROGRAM", help="%(default)s")
     applying.add_argument("--architecture", choices=ARCHITECTURES, help="default: the stack's, or x86_64 for a new one")
+    applying.add_argument("--tags", nargs="*", default=(), metavar="NAME=VALUE", help="of all resources")
     applying.add_argument("settings", nargs="*", metavar="NAME=VALUE", help="parameters of template.yaml")
     applying.set_defaults(precision=None, restart=False)
     publishing = commands.add_parser("publish", help="upload the version in use here, and put it into use there")

@@ -9,11 +9,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from deploy import DeployError
+from deploy.package import ARCHITECTURES, PYTHONS
 from deploy.publish import publish
 from deploy.stack import Aws, PublishError
 
-ARCHITECTURE = "x86_64"
-"""Of a stack that is deployed for the first time."""
+BUILT_FOR = {"Architecture": tuple(ARCHITECTURES), "Runtime": tuple(f"python{each}" for each in PYTHONS)}
+"""Parameters that the packages are built for, and their values; the first is a new stack's."""
 TELL_SECONDS = 60.0
 NETWORK = "Lambda can take 40 minutes to give back the network interfaces of functions on EFS"
 
@@ -21,14 +22,25 @@ NETWORK = "Lambda can take 40 minutes to give back the network interfaces of fun
 def apply(arguments: argparse.Namespace, aws: Aws) -> None:
     """Build for the stack, create or change it, and publish where its model lies on EFS. Raises DeployError."""
     print(f"deploying to account {aws.account()} in {aws.region}", flush=True)
-    settings = _settings(arguments, aws.parameters(arguments.stack))
+    before = aws.parameters(arguments.stack)
+    if before:
+        print(f"stack {arguments.stack} is there: what is not given stays as it has it", flush=True)
+    settings = _settings(arguments, before)
+    tags = {**aws.tags(arguments.stack), **_pairs("tag", arguments.tags)}
     overrides = ["--parameter-overrides", *(f"{name}={value}" for name, value in settings.items())]
-    variables = {"ARCHITECTURE": settings["Architecture"], "AWS_DEFAULT_REGION": aws.region}
+    variables = {
+        "ARCHITECTURE": settings["Architecture"],
+        "RUNTIME": settings["Runtime"],
+        "AWS_DEFAULT_REGION": aws.region,
+    }
     _sam(arguments.sam, ["build", *overrides], variables)
     command = ["deploy", "--stack-name", arguments.stack, "--resolve-s3", "--capabilities", "CAPABILITY_IAM"]
     # A folder of its own in the bucket: `sam delete` removes what it finds, of another stack with the same code too.
     command += ["--s3-prefix", arguments.stack, "--no-confirm-changeset", "--no-fail-on-empty-changeset"]
-    _sam(arguments.sam, [*command, *overrides], variables)
+    command += overrides
+    if tags:  # sam, given none, takes those away that the stack has
+        command += ["--tags", *(f"{name}={value}" for name, value in tags.items())]
+    _sam(arguments.sam, command, variables)
     if aws.outputs(arguments.stack).get("ModelStorage") == "package":
         print(f"stack {arguments.stack} has the model in its package: there is nothing to publish")
     else:
@@ -60,20 +72,29 @@ def _settings(arguments: argparse.Namespace, before: Mapping[str, str]) -> dict[
 
     All others sam leaves as the stack has them. `before` is what the stack has; empty for a stack that is not there.
     """
-    given = {}
-    for setting in arguments.settings:
-        name, separator, value = setting.partition("=")
-        if not separator:
-            raise DeployError(f"parameter {setting!r} has no value: write NAME=VALUE, as in MemorySize=1024")
-        given[name] = value
+    given = _pairs("parameter", arguments.settings)
     if arguments.architecture and given.get("Architecture", arguments.architecture) != arguments.architecture:
         raise DeployError(
             f"the architecture is given as {arguments.architecture} and as {given['Architecture']}: give one of them"
         )
-    if before:
-        print(f"stack {arguments.stack} is there: what is not given stays as it has it", flush=True)
-    architecture = arguments.architecture or before.get("Architecture", ARCHITECTURE)
-    return {"Architecture": architecture, **given}
+    if arguments.architecture:
+        given["Architecture"] = arguments.architecture
+    settings = {name: given.get(name, before.get(name, values[0])) for name, values in BUILT_FOR.items()}
+    for name, values in BUILT_FOR.items():
+        if settings[name] not in values:
+            raise DeployError(f"there is no package for {settings[name]}: give {name}={' or '.join(values)}")
+    return settings | given
+
+
+def _pairs(what: str, texts: Sequence[str]) -> dict[str, str]:
+    """Of NAME=VALUE. Raises DeployError."""
+    pairs = {}
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator:
+            raise DeployError(f"{what} {text!r} has no value: write NAME=VALUE")
+        pairs[name] = value
+    return pairs
 
 
 def _sam(

@@ -29,6 +29,8 @@ MODEL_FOLDER = ROOT / "build" / "ml-models" / "all-MiniLM-L6-v2"
 ARCHITECTURES = {"x86_64": "x86_64", "arm64": "aarch64"}
 """Lambda's name of a processor -> its name in wheels."""
 LAMBDA_PYTHON = "3.13"
+PYTHONS = ("3.13", "3.14")
+"""What template.yaml's Runtime allows, of Lambda's with Amazon Linux 2023."""
 OWN_PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
 GLIBC = ("_2_34", "_2_31", "_2_28", "_2_27", "_2_17", "2014")
 """C libraries, Amazon Linux 2023's (2.34) and older ones: pip matches a platform exactly, without "or older"."""

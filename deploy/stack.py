@@ -110,15 +110,23 @@ class Aws:
 
     def parameters(self, stack: str) -> dict[str, str]:
         """A stack's parameters; empty if there is no such stack."""
+        return _parameters(self._look_for(stack))
+
+    def tags(self, stack: str) -> dict[str, str]:
+        """A stack's tags; empty if there is no such stack."""
+        return {each["Key"]: each["Value"] for each in self._look_for(stack).get("Tags", ())}
+
+    def _look_for(self, stack: str) -> dict[str, Any]:
+        """The description of a stack; empty if there is no such stack."""
         client = self.client("cloudformation")
         with aws_errors(f"look for stack {stack}"):
             try:
-                [found] = client.describe_stacks(StackName=stack)["Stacks"]
+                found: dict[str, Any] = client.describe_stacks(StackName=stack)["Stacks"][0]
             except boto.ClientError as error:
                 if "does not exist" not in str(error):
                     raise
                 return {}
-        return _parameters(found)
+        return found
 
     def deleting(self, stack: str) -> list[str]:
         """The names of what a stack is deleting."""

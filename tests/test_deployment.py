@@ -20,9 +20,10 @@ from tests.support.stack import StackTemplate, create_stack, templates_for_moto
 
 __all__ = ["cloud", "moto"]  # fixtures
 
-ARM_IN_PACKAGE = {"Architecture": "arm64", "ModelStorage": "package"}
+ARM_IN_PACKAGE = {"Architecture": "arm64", "Runtime": "python3.14", "ModelStorage": "package"}
+TAGS = [{"Key": "team", "Value": "search"}, {"Key": "cost", "Value": "a b"}]
 SAM = """#!/bin/sh
-echo "$1 ARCHITECTURE=$ARCHITECTURE" "$@" >> "$0.log"
+echo "$1 $ARCHITECTURE $RUNTIME:" "$@" >> "$0.log"
 sleep "${SECONDS_ASLEEP:-0}"
 [ "$1" != "$FAILS" ]
 """
@@ -49,24 +50,45 @@ def asked(sam: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("given", "architecture", "overrides"),
+    ("given", "built_for", "overrides"),
     [
-        ([], "arm64", "Architecture=arm64"),
-        (["MemorySize=1024"], "arm64", "Architecture=arm64 MemorySize=1024"),
-        (["--architecture", "x86_64"], "x86_64", "Architecture=x86_64"),
-        (["Architecture=x86_64"], "x86_64", "Architecture=x86_64"),
+        ([], "arm64 python3.14", "Architecture=arm64 Runtime=python3.14"),
+        (["MemorySize=1024"], "arm64 python3.14", "Architecture=arm64 Runtime=python3.14 MemorySize=1024"),
+        (["--architecture", "x86_64"], "x86_64 python3.14", "Architecture=x86_64 Runtime=python3.14"),
+        (["Architecture=x86_64"], "x86_64 python3.14", "Architecture=x86_64 Runtime=python3.14"),
+        (["Runtime=python3.13"], "arm64 python3.13", "Architecture=arm64 Runtime=python3.13"),
     ],
 )
 def test_a_stack_keeps_what_is_not_given(
-    cloud: Cloud, template: StackTemplate, sam: Path, given: list[str], architecture: str, overrides: str
+    cloud: Cloud, template: StackTemplate, sam: Path, given: list[str], built_for: str, overrides: str
 ) -> None:
     create_stack(cloud.client, "arm", template)
     assert main(["apply", "--stack", "arm", "--sam", str(sam), *given]) == 0
     build, deploy = asked(sam)
-    assert build == f"build ARCHITECTURE={architecture} build --parameter-overrides {overrides}"
-    assert deploy.startswith(f"deploy ARCHITECTURE={architecture} deploy --stack-name arm --resolve-s3 ")
+    assert build == f"build {built_for}: build --parameter-overrides {overrides}"
+    assert deploy.startswith(f"deploy {built_for}: deploy --stack-name arm --resolve-s3 ")
     assert " --s3-prefix arm " in deploy
     assert deploy.endswith(f" --parameter-overrides {overrides}")
+
+
+@pytest.mark.parametrize(
+    ("given", "tags"),
+    [
+        ([], "--tags team=search cost=a b"),
+        (["--tags", "owner=me"], "--tags team=search cost=a b owner=me"),
+        (["--tags", "team=ads"], "--tags team=ads cost=a b"),
+    ],
+)
+def test_a_stack_keeps_its_tags(cloud: Cloud, sam: Path, given: list[str], tags: str) -> None:
+    """Which sam, that always sends a list, would take away."""
+    template = {
+        "Resources": {"Topic": {"Type": "AWS::SNS::Topic"}},
+        "Outputs": {"ModelStorage": {"Value": "package"}},
+    }
+    body = json.dumps(template)
+    cloud.client("cloudformation").create_stack(StackName="tagged", TemplateBody=body, Tags=TAGS)
+    assert main(["apply", "--stack", "tagged", "--sam", str(sam), *given]) == 0
+    assert asked(sam)[1].endswith(f" {tags}")
 
 
 def test_nothing_is_published_where_the_model_is_in_the_package(
@@ -82,13 +104,17 @@ def test_nothing_is_published_where_the_model_is_in_the_package(
 def test_a_new_stack_is_x86_64(cloud: Cloud, sam: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAILS", "deploy")  # as there is nothing that would make the stack
     assert main(["apply", "--stack", "new", "--sam", str(sam)]) == 1
-    assert asked(sam)[0] == "build ARCHITECTURE=x86_64 build --parameter-overrides Architecture=x86_64"
+    overrides = "Architecture=x86_64 Runtime=python3.13"
+    assert asked(sam)[0] == f"build x86_64 python3.13: build --parameter-overrides {overrides}"
 
 
 @pytest.mark.parametrize(
     ("arguments", "fails", "message", "commands"),
     [
         (["MemorySize"], "", "parameter 'MemorySize' has no value: write NAME=VALUE", 0),
+        (["Runtime=python3.9"], "", "there is no package for python3.9: give Runtime=python3.13 or python3.14", 0),
+        (["Architecture=mips"], "", "there is no package for mips: give Architecture=x86_64 or arm64", 0),
+        (["--tags", "team"], "", "tag 'team' has no value: write NAME=VALUE", 0),
         (["--architecture", "arm64", "Architecture=x86_64"], "", "given as arm64 and as x86_64: give one of them", 0),
         (["--sam", "absent/sam"], "", "absent/sam is missing: install AWS's tools with: make aws-tools", 0),
         ([], "build", "sam build failed (status 1), for the reason above", 1),
@@ -151,7 +177,7 @@ def test_a_bucket_is_emptied_before_its_stack_is_deleted(
     assert main(["remove", "--stack", "removed", "--sam", str(sam), "--yes"]) == 0
     assert "4 objects deleted from s3://artifacts, older versions counted" in capsys.readouterr().out
     assert objects(cloud) == 0
-    assert asked(sam) == ["delete ARCHITECTURE= delete --stack-name removed --region us-east-1 --no-prompts"]
+    assert asked(sam) == ["delete  : delete --stack-name removed --region us-east-1 --no-prompts"]
 
     # A second try, where the bucket went in the first.
     cloud.client("s3").delete_bucket(Bucket=bucket)

@@ -18,7 +18,7 @@ from benchmarks import emulation, slow_files
 from benchmarks.memory import url_event
 from benchmarks.runtime import lambda_python, start_function
 from deploy import DeployError
-from deploy.package import ARCHITECTURES, LAMBDA_PYTHON, interpreter, package, package_model
+from deploy.package import ARCHITECTURES, LAMBDA_PYTHON, PYTHONS, _install_wheels, interpreter, package, package_model
 from deploy.slim import CHANGES, REPLACED, UNUSED, slim
 from deploy.stub_library import machine, stub_library
 from handler import filecheck
@@ -232,6 +232,13 @@ def test_a_python_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
     with pytest.raises(DeployError, match=r"there is no python3.13 .*: install it"):
         interpreter("3.13")
+
+
+def test_wheels_are_there_for_each_python_that_a_stack_may_have(tmp_path: Path) -> None:
+    """For the latest, of which there may be no interpreter here."""
+    _install_wheels(tmp_path, PYTHONS[-1], "arm64")
+    slim(tmp_path)
+    assert list(tmp_path.rglob(f"*.cpython-{PYTHONS[-1].replace('.', '')}-aarch64-linux-gnu.so"))
 
 
 def test_wheels_that_cannot_be_had_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from deploy.package import LAMBDA_PYTHON, PYTHONS
 from deploy.stack import with_generation
 from handler.log import METRICS
 from tests.support.cloud import Cloud, moto
@@ -49,6 +50,7 @@ OWN_VPC = {
     "SubnetIdA": "subnet-0123456789abcdefa",
     "SubnetIdB": "subnet-0123456789abcdefb",
 }
+BOUNDARY = "arn:aws:iam::123456789012:policy/boundary"
 SETTINGS: Sequence[Sequence[Parameters]] = (
     ({}, OWN_VPC, {"ModelStorage": "package"}, {"ModelStorage": "package", "SnapStart": "on"}),
     ({}, {"ApiGateway": "on"}, {"ApiGateway": "on", "FunctionUrl": "off"}),
@@ -56,8 +58,8 @@ SETTINGS: Sequence[Sequence[Parameters]] = (
     ({}, {"CorsOrigin": "https://app.example.com"}),
     ({}, {"Tracing": "Active"}),
     ({}, {"ProvisionedConcurrency": "2"}),
-    ({}, {"ReservedConcurrency": "5"}),
-    ({}, {"MetricsNamespace": ""}),
+    ({}, {"ReservedConcurrency": "5", "PermissionsBoundary": BOUNDARY, "Runtime": "python3.14"}),
+    ({}, {"MetricsNamespace": "", "Deployment": "all-at-once"}),
 )
 """What can be chosen apart from each other; of each the first is the default."""
 EVERYTHING = {
@@ -245,6 +247,10 @@ REFUSED = [
     ),
     ({**OWN_VPC, "SubnetIdB": OWN_VPC["SubnetIdA"]}, "SubnetIdA and SubnetIdB are the same"),
     ({**OWN_VPC, "ModelStorage": "package"}, "VpcId is set and ModelStorage is package"),
+    ({"ZoneA": "us-east-1a"}, "ZoneA or ZoneB is set: set both"),
+    ({"ZoneB": "us-east-1b"}, "ZoneA or ZoneB is set: set both"),
+    ({"ZoneA": "us-east-1a", "ZoneB": "us-east-1a"}, "ZoneA and ZoneB are the same"),
+    ({**OWN_VPC, "ZoneA": "us-east-1a", "ZoneB": "us-east-1b"}, "VpcId is set, whose subnets have zones of their own"),
     ({"ReservedConcurrency": "0", "ProvisionedConcurrency": "1"}, "ReservedConcurrency 0 stops the function"),
 ]
 
@@ -450,6 +456,12 @@ def test_the_security_review_lists_what_each_role_may_do(everything: Stack) -> N
     assert documented == {role: allowed_actions(everything, role) for role in everything.of_type("AWS::IAM::Role")}
 
 
+def test_every_role_has_the_boundary_that_is_asked_for(stacks: list[Stack]) -> None:
+    for stack in stacks:
+        boundaries = {each.get("PermissionsBoundary") for each in stack.of_type("AWS::IAM::Role").values()}
+        assert boundaries == {stack.parameters.get("PermissionsBoundary")}, str(stack)
+
+
 # Who can call
 
 
@@ -640,6 +652,9 @@ def test_the_file_system_is_encrypted_elastic_and_reached_in_both_zones(stacks: 
             assert stack.properties(function)["VpcConfig"]["SubnetIds"] == targets, str(stack)
     zones = [each["AvailabilityZone"] for each in stacks[0].of_type("AWS::EC2::Subnet").values()]
     assert zones == [{"Fn::Select": [0, {"Fn::GetAZs": ""}]}, {"Fn::Select": [1, {"Fn::GetAZs": ""}]}]
+    [chosen] = resolved_stacks([{"ZoneA": "us-east-1c", "ZoneB": "us-east-1d"}])
+    zones = [each["AvailabilityZone"] for each in chosen.of_type("AWS::EC2::Subnet").values()]
+    assert zones == ["us-east-1c", "us-east-1d"]
 
 
 # The functions
@@ -685,6 +700,17 @@ def test_snapstart_and_provisioned_concurrency_are_set_as_asked(stacks: list[Sta
         assert provisioned == ({"ProvisionedConcurrentExecutions": wanted} if wanted else None), str(stack)
 
 
+def test_functions_run_on_the_python_that_is_asked_for(stacks: list[Stack], source: dict[str, Any]) -> None:
+    for stack in stacks:
+        runtimes = {each["Runtime"] for each in stack.of_type("AWS::Lambda::Function").values()}
+        assert runtimes == {stack.parameters.get("Runtime", "python3.13")}, str(stack)
+    assert source["Parameters"]["Runtime"]["AllowedValues"] == [f"python{each}" for each in PYTHONS]
+    assert source["Resources"]["ModelLayer"]["Properties"]["CompatibleRuntimes"] == [
+        f"python{each}" for each in PYTHONS
+    ]
+    assert source["Parameters"]["Runtime"]["Default"] == f"python{LAMBDA_PYTHON}"
+
+
 CODE = {"EmbeddingFunction": [True, True], "LoaderFunction": [False, False], "ModelLayer": [False, True]}
 """What is uploaded, and whether the function changes with it: the model on EFS, the model in the package."""
 CHANGES = [
@@ -707,6 +733,10 @@ CHANGES = [
     OWN_VPC,
     {"Tracing": "Active"},
     {"MetricsNamespace": ""},
+    {"Runtime": "python3.14"},
+    {"Deployment": "all-at-once"},
+    {"PermissionsBoundary": BOUNDARY},
+    {"ZoneA": "us-east-1c", "ZoneB": "us-east-1d"},
 ]
 
 
@@ -800,6 +830,13 @@ def test_traffic_moves_by_a_role_for_this_function_alone(everything: Stack) -> N
     assert group["ServiceRoleArn"] == "<DeploymentRole.Arn>"
     shift = next(each for each in statements(everything) if "lambda:UpdateAlias" in each.actions)
     assert shift.resources == ("<EmbeddingFunction.Arn>", "<EmbeddingFunction.Arn>:*")
+
+
+def test_traffic_moves_step_by_step_or_at_once(stacks: list[Stack]) -> None:
+    for stack in stacks:
+        [group] = stack.of_type("AWS::CodeDeploy::DeploymentGroup").values()
+        kind = "AllAtOnce" if stack.parameters.get("Deployment") == "all-at-once" else "Canary10Percent5Minutes"
+        assert group["DeploymentConfigName"] == f"CodeDeployDefault.Lambda{kind}", str(stack)
 
 
 def test_only_the_version_being_deployed_can_stop_its_deployment(stacks: list[Stack]) -> None:
@@ -946,7 +983,6 @@ NOT_NEEDED = {
     "elasticfilesystem:UpdateFileSystemProtection": "the file system is no replica",
     "iam:*Group*": "policies are attached to roles",
     "iam:*User*": "policies are attached to roles",
-    "iam:*PermissionsBoundary": "roles have none",
     "lambda:*CodeSigning*": "code is not signed",
     "lambda:*CapacityProvider*": "functions run on Lambda's own machines",
     "lambda:PutFunctionScalingConfig": "functions run on Lambda's own machines",
