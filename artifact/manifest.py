@@ -1,8 +1,8 @@
 """The artifact folder: its layout and its manifest, one schema for writer and reader.
 
     <model folder>/current              name of the version in use, one line
-    <model folder>/<version>/           never changed once written; only damaged files are replaced, atomically
-        manifest.json  tokenizer.json  vocab.txt  model.onnx  model_int8.onnx  model_int8.onnx_data
+    <model folder>/<version>/           never changed once written; only damaged files are replaced, each at once
+        manifest.json  tokenizer.json  vocab.txt  model.onnx  model_int8.onnx  model_int8.onnx_data  dense.bin
 
 `current` is a file and not a link, so that zip archives and S3 can hold it, and so that a reader that has read it
 once stays with that version when another one is put into use.
@@ -23,12 +23,16 @@ FORMAT_VERSION = 5
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 VOCABULARY = "vocab.txt"
+DENSE = "dense.bin"
 CURRENT = "current"
 CHECKSUM = "crc32"
 MODEL_FILES = {"fp32": "model.onnx", "int8": "model_int8.onnx"}
 WEIGHTS_SUFFIX = "_data"
-"""End of the name of a weights file, after the name of the ONNX file that maps it."""
-POOLINGS = ("mean", "cls")
+"""What the name of a file of weights has after the name of the ONNX file that maps it, if there is one."""
+POOLINGS = ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")
+"""How token vectors become one, by sentence-transformers' names (its `Pooling`, `pooling_mode`)."""
+ACTIVATIONS = ("Identity", "Tanh", "ReLU")
+"""What may follow a dense layer, by torch's names."""
 MAX_NAME = 255
 """Maximum characters of a name that file systems allow."""
 MAX_TOKENS = 8192
@@ -89,6 +93,21 @@ class Precision(NamedTuple):
     parity: Parity
 
 
+class Dense(NamedTuple):
+    """A linear layer over the pooled vector, with what follows it; its numbers are in `dense.bin`."""
+
+    inputs: int
+    outputs: int
+    bias: bool
+    activation: str
+    """One of ACTIVATIONS."""
+
+    @property
+    def numbers(self) -> int:
+        """How many of `dense.bin` are its own."""
+        return self.outputs * (self.inputs + self.bias)
+
+
 class Manifest(NamedTuple):
     """Everything a reader needs to know about a version. Stored as `manifest.json`."""
 
@@ -109,10 +128,42 @@ class Manifest(NamedTuple):
     precisions: Mapping[str, Precision]
     files: Mapping[str, FileEntry]
     tools: Mapping[str, str]
+    # What follows is left out of manifest.json where it is the default.
+    dense: tuple[Dense, ...] = ()
+    """Layers between pooling and normalization. `dense.bin` has of each the weights (inputs, outputs) and then, if
+    there is one, the bias (outputs): little-endian float32."""
+    truncated_from: int = 0
+    """Dimensions that the model computes where it keeps the first `dimensions` of them (sentence-transformers'
+    `truncate_dim`); 0 where it keeps all."""
+    unit_before_truncation: bool = False
+    """Whether they are normalized before that, so that the vectors, which `normalize` is about, are shorter than 1."""
+    prompts: Mapping[str, str] = {}
+    """Texts that the model was trained to find before its texts, by names such as `query`."""
+    default_prompt: str | None = None
+    """Name of the prompt of a text that comes without; None for none."""
+    similarity: str | None = None
+    """How the model's vectors are to be compared, such as `cosine` or `dot`; None if it does not tell."""
+    languages: tuple[str, ...] = ()
+    """As the model card has them, such as `en`; none if it does not tell."""
+    limitations: str = ""
+    """What the model card says of the model's limits, in Markdown; possibly its beginning."""
+
+    @property
+    def pooled_dimensions(self) -> int:
+        """Length of a pooled vector, and of the encoder's of a token."""
+        return self.dense[0].inputs if self.dense else self.truncated_from or self.dimensions
+
+    def prompt(self, name: str | None) -> str:
+        """The prompt of that name; of None the model's default prompt, "" if it has none. Raises KeyError."""
+        name = self.default_prompt if name is None else name
+        return "" if name is None else self.prompts[name]
 
     def to_json(self) -> bytes:
-        """The bytes of `manifest.json`: all fields, and `crc32`, the CRC-32 of all fields as compact JSON."""
+        """The bytes of `manifest.json`: its fields, and `crc32`, the CRC-32 of these as compact JSON."""
         data = _plain(self)
+        for name, default in self._field_defaults.items():
+            if getattr(self, name) == default:
+                del data[name]
         data[CHECKSUM] = zlib.crc32(orjson.dumps(data))
         return orjson.dumps(data, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
@@ -132,6 +183,11 @@ class Artifact(NamedTuple):
     def vocabulary(self) -> str:
         """Path of the vocabulary that belongs to `manifest.wordpiece`."""
         return join(self.folder, VOCABULARY)
+
+    @property
+    def dense(self) -> str:
+        """Path of the numbers of `manifest.dense`."""
+        return join(self.folder, DENSE)
 
     def model(self, precision: str) -> str:
         """Path of the ONNX file of a precision.
@@ -154,7 +210,7 @@ class Artifact(NamedTuple):
         self.model(precision)
         model = self.manifest.precisions[precision].file
         tokenizer = TOKENIZER if self.manifest.wordpiece is None else VOCABULARY
-        return [name for name in (tokenizer, model, model + WEIGHTS_SUFFIX) if name in self.manifest.files]
+        return [name for name in (tokenizer, model, model + WEIGHTS_SUFFIX, DENSE) if name in self.manifest.files]
 
     def check_digests(self) -> None:
         """Read every file and compare its SHA-256 with the manifest.
@@ -272,9 +328,10 @@ def parse_manifest(data: Any) -> Manifest:
         raise ValueError(f"format_version is {data.get('format_version')!r}, this reader knows {FORMAT_VERSION}")
     data = dict(data)
     checksum = data.pop(CHECKSUM, None)
+    values = _fields_of(Manifest, data, "manifest")
     manifest = Manifest(
         **{
-            **_fields_of(Manifest, data, "manifest"),
+            **values,
             "precisions": {
                 name: _precision(name, entry) for name, entry in _object(data["precisions"], "precisions").items()
             },
@@ -282,6 +339,10 @@ def parse_manifest(data: Any) -> Manifest:
                 name: FileEntry(**_fields_of(FileEntry, entry, f"files.{name}"))
                 for name, entry in _object(data["files"], "files").items()
             },
+            "dense": tuple(
+                Dense(**_fields_of(Dense, layer, f"dense[{place}]")) for place, layer in enumerate(values["dense"])
+            ),
+            "languages": tuple(values["languages"]),
         }
     )
     _check_values(manifest)
@@ -302,13 +363,17 @@ _JSON_TYPES: Mapping[object, tuple[type, ...]] = {
     str: (str,),
     str | None: (str, type(None)),
     bool: (bool,),
+    tuple[str, ...]: (list,),
+    tuple[Dense, ...]: (list,),
 }
 
 
-def _fields_of(schema: type, data: Any, where: str) -> dict[str, Any]:
-    """The object's values, with exactly the fields of a named tuple and of their JSON types."""
+def _fields_of(schema: Any, data: Any, where: str) -> dict[str, Any]:
+    """The object's values and the defaults, with exactly the fields of a named tuple and of their JSON types."""
     values = _object(data, where)
     known = schema.__annotations__
+    if defaults := schema._field_defaults:
+        values = {**_plain(defaults), **values}
     for name in [*known, *values]:
         if name not in values:
             raise ValueError(f"{where}.{name} is missing")
@@ -337,6 +402,7 @@ def _check_values(manifest: Manifest) -> None:
     if manifest.pooling not in POOLINGS:
         raise ValueError(f"manifest.pooling is {manifest.pooling!r}, not one of {', '.join(POOLINGS)}")
     _check_files(manifest)
+    _check_head(manifest)
     if not manifest.precisions:
         raise ValueError("manifest.precisions is empty")
     for name, precision in manifest.precisions.items():
@@ -345,16 +411,42 @@ def _check_values(manifest: Manifest) -> None:
     _check_description(manifest)
 
 
+def _check_head(manifest: Manifest) -> None:
+    """What becomes of a pooled vector."""
+    cut = manifest.truncated_from
+    if cut and cut <= manifest.dimensions:
+        raise ValueError(f"manifest.truncated_from is {cut}, not more than the {manifest.dimensions} dimensions")
+    if manifest.unit_before_truncation and (manifest.normalize or not cut):
+        raise ValueError("manifest.unit_before_truncation is true of vectors that are unit vectors, or not truncated")
+    if not manifest.dense:
+        return
+    ends = [*(layer.inputs for layer in manifest.dense[1:]), cut or manifest.dimensions]
+    for place, (layer, end) in enumerate(zip(manifest.dense, ends, strict=True)):
+        if layer.inputs < 1 or layer.outputs < 1:
+            raise ValueError(f"dense[{place}] is of {layer.inputs} inputs and {layer.outputs} outputs, not at least 1")
+        if layer.outputs != end:
+            raise ValueError(f"dense[{place}].outputs is {layer.outputs}, what follows has {end}")
+        if layer.activation not in ACTIVATIONS:
+            raise ValueError(f"dense[{place}].activation is {layer.activation!r}, not one of {', '.join(ACTIVATIONS)}")
+    size = 4 * sum(layer.numbers for layer in manifest.dense)
+    if DENSE not in manifest.files or manifest.files[DENSE].size != size:
+        raise ValueError(f"files has no {DENSE} of {size} bytes, which manifest.dense needs")
+
+
 def _check_description(manifest: Manifest) -> None:
     if manifest.max_tokens > MAX_TOKENS:
         raise ValueError(f"manifest.max_tokens is {manifest.max_tokens}, not at most {MAX_TOKENS}")
     if not manifest.model.rpartition("/")[2]:
         raise ValueError(f"manifest.model is {manifest.model!r}, not a name")
+    if manifest.default_prompt not in (None, *manifest.prompts):
+        raise ValueError(f"manifest.default_prompt is {manifest.default_prompt!r}, which is not one of its prompts")
     if not _is_time(manifest.created):
         raise ValueError(f"manifest.created is {manifest.created!r}, not an ISO 8601 date and time with an offset")
-    for tool, version in manifest.tools.items():
-        if not isinstance(version, str):
-            raise ValueError(f"manifest.tools.{tool} is {version!r}, not of type str")
+    languages = dict(enumerate(manifest.languages))
+    for field, texts in (("tools", manifest.tools), ("prompts", manifest.prompts), ("languages", languages)):
+        for name, text in texts.items():
+            if not isinstance(text, str):
+                raise ValueError(f"manifest.{field}.{name} is {text!r}, not of type str")
 
 
 def _is_time(text: str) -> bool:
@@ -413,7 +505,9 @@ _DEVICES = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", 
 
 
 def _plain(value: Any) -> Any:
-    """A value with all named tuples turned into dicts, for JSON."""
+    """Named tuples inside as the dicts that JSON knows, other tuples as lists."""
     if hasattr(value, "_asdict"):
         value = value._asdict()
+    if isinstance(value, tuple):
+        return [_plain(inner) for inner in value]
     return {key: _plain(inner) for key, inner in value.items()} if isinstance(value, Mapping) else value

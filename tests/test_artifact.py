@@ -13,6 +13,7 @@ from artifact.manifest import (
     ArtifactCorruptError,
     ArtifactError,
     ArtifactNotFoundError,
+    Dense,
     is_name,
     open_artifact,
     parse_manifest,
@@ -30,7 +31,30 @@ def test_manifest_survives_a_round_trip(manifest: dict[str, Any]) -> None:
     assert json.loads(parse_manifest(manifest).to_json()) == manifest
 
 
-@pytest.mark.real_model
+def test_what_only_some_models_have_is_stored_only_for_them(manifest: dict[str, Any]) -> None:
+    plain = parse_manifest(manifest)
+    for name in ("dense", "truncated_from", "prompts", "default_prompt", "limitations"):
+        assert name not in manifest
+    assert (plain.dense, plain.prompts, plain.prompt(None), plain.pooled_dimensions) == ((), {}, "", 384)
+    file = plain.files["tokenizer.json"]._replace(size=4 * (500 * 768 + 400 * 501))
+    other = plain._replace(
+        dimensions=300,
+        normalize=False,
+        dense=(Dense(768, 500, False, "ReLU"), Dense(500, 400, True, "Tanh")),
+        truncated_from=400,
+        unit_before_truncation=True,
+        prompts={"query": "query: ", "document": ""},
+        default_prompt="query",
+        similarity="dot",
+        languages=("en", "de"),
+        limitations="Short texts only.",
+        files={**plain.files, "dense.bin": file},
+    )
+    assert parse_manifest(json.loads(other.to_json())) == other
+    assert [other.prompt(name) for name in (None, "query", "document")] == ["query: ", "query: ", ""]
+    assert other.pooled_dimensions == 768
+
+
 def test_manifest_states_what_readers_need(manifest: dict[str, Any]) -> None:
     assert manifest["model"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert manifest["license"] == "apache-2.0"
@@ -55,6 +79,7 @@ def set_path(data: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
 
 DELETED = object()
 ENTRY = {"size": 1, "sha256": "0" * 64, "crc32": 0}
+LAYER = {"inputs": 768, "outputs": 384, "bias": True, "activation": "Tanh"}
 WRONG = [
     ("format_version", 2, "format_version is 2, this reader knows 5"),
     ("format_version", DELETED, "format_version is None"),
@@ -65,7 +90,7 @@ WRONG = [
     ("dimensions", 0, "manifest.dimensions is 0, not at least 1"),
     ("max_tokens", -1, "manifest.max_tokens is -1, not at least 1"),
     ("normalize", 1, "manifest.normalize is 1, not of type bool"),
-    ("pooling", "max", "manifest.pooling is 'max', not one of mean, cls"),
+    ("pooling", "min", "manifest.pooling is 'min', not one of mean, cls, max, mean_sqrt_len_tokens, weightedmean"),
     ("created", "yesterday", "manifest.created is 'yesterday', not an ISO 8601 date and time with an offset"),
     ("created", "", "manifest.created is '', not an ISO 8601"),
     ("created", "2026-13-01T00:00:00+00:00", "manifest.created is '2026-13-01T00:00:00.00:00', not an ISO 8601"),
@@ -100,6 +125,24 @@ WRONG = [
     ("max_tokens", 257, "crc32 is .*, the manifest's fields give .*: one of them was changed"),
     ("crc32", DELETED, "crc32 is None"),
     ("files/model.onnx", 3, "files.model.onnx is 3, not an object"),
+    ("dense", {}, "manifest.dense is {}, not of type list"),
+    ("dense", [1], r"dense\[0\] is 1, not an object"),
+    ("dense", [{**LAYER, "inputs": 0}], r"dense\[0\] is of 0 inputs and 384 outputs, not at least 1"),
+    ("dense", [{**LAYER, "activation": "GELU"}], r"dense\[0\].activation is 'GELU', not one of Identity, Tanh, ReLU"),
+    ("dense", [{**LAYER, "outputs": 5}], r"dense\[0\].outputs is 5, what follows has 384"),
+    ("dense", [LAYER, {**LAYER, "inputs": 7}], r"dense\[0\].outputs is 384, what follows has 7"),
+    ("dense", [LAYER], "files has no dense.bin of 1181184 bytes, which manifest.dense needs"),
+    ("truncated_from", 384, "manifest.truncated_from is 384, not more than the 384 dimensions"),
+    (
+        "unit_before_truncation",
+        True,
+        "manifest.unit_before_truncation is true of vectors that are unit vectors, or not",
+    ),
+    ("prompts", [], r"manifest.prompts is \[\], not of type dict"),
+    ("prompts", {"query": 1}, "manifest.prompts.query is 1, not of type str"),
+    ("default_prompt", "query", "manifest.default_prompt is 'query', which is not one of its prompts"),
+    ("languages", "en", "manifest.languages is 'en', not of type list"),
+    ("languages", [1], "manifest.languages.0 is 1, not of type str"),
 ]
 
 
