@@ -9,15 +9,17 @@ from pathlib import Path
 
 try:
     from artifact import store
-    from artifact.manifest import MANIFEST, MODEL_FILES, TOKENIZER, VOCABULARY, Artifact, ArtifactError, Parity
+    from artifact.manifest import DENSE, MANIFEST, MODEL_FILES, TOKENIZER, VOCABULARY, Artifact, ArtifactError, Parity
     from export import ExportError
+    from export.dense import write_dense
     from export.manifest import describe, summary, verified
     from export.mapping import map_weights
     from export.options import precisions
     from export.pins import warning
-    from export.progress import Steps
+    from export.progress import Advance, Steps
     from export.source import DEFAULT_MODEL, fetch, identify
     from export.to_onnx import to_onnx
+    from export.tokenizer import write_tokenizer
     from export.verify import gate_texts, reference_vectors, verify
     from export.wordpiece import split_wordpiece
     from quantize import DEFAULT_RECIPE, RECIPES, QuantizationError, quantize
@@ -47,20 +49,22 @@ def build(arguments: argparse.Namespace) -> None:
         built.mkdir()
         with steps.step(f"get {arguments.model}", live=False):
             source = fetch(arguments.model, arguments.model_id, arguments.revision, workdir)
-            (built / TOKENIZER).write_bytes(source.tokenizer.read_bytes())
-            wordpiece = split_wordpiece(built / TOKENIZER, built / VOCABULARY)
+            tokenizer = built / TOKENIZER
+            write_tokenizer(source.config, tokenizer)
+            wordpiece = split_wordpiece(tokenizer, built / VOCABULARY)
+            write_dense(source.config, built / DENSE)
         float32 = (built if "fp32" in arguments.precision else workdir) / MODEL_FILES["fp32"]
         with steps.step("export to float32 ONNX"):
-            to_onnx(source.folder, float32, workdir)
+            to_onnx(source.config.encoder, float32, workdir)
         with steps.step(f"quantize to INT8, recipe {arguments.recipe}") as advance:
             if "int8" in arguments.precision:
                 int8 = built / MODEL_FILES["int8"]
-                quantize(float32, int8, source.tokenizer, source.max_tokens, arguments.recipe, advance)
+                _quantize(float32, int8, tokenizer, source.config.max_tokens, arguments.recipe, advance)
                 map_weights(int8)
         with steps.step("embed the verification texts with sentence-transformers"):
-            texts = gate_texts(source.tokenizer)
-            reference = reference_vectors(source.folder, texts)
-        draft = describe(source, built, reference.shape[1], arguments.recipe, wordpiece)
+            texts = gate_texts(tokenizer)
+            reference = reference_vectors(source.folder, texts, source.config.max_tokens)
+        draft = describe(source, built, arguments.recipe, wordpiece)
         parities: dict[str, Parity] = {}
         with steps.step("compare the artifact's vectors with them") as advance:
             for precision in draft.precisions:
@@ -74,6 +78,14 @@ def build(arguments: argparse.Namespace) -> None:
     print(f"{model_folder}: version {manifest.version} is in use{'' if is_new else ', unchanged'}")
     if differs := warning(manifest):
         print(differs, file=sys.stderr)
+
+
+def _quantize(float32: Path, int8: Path, tokenizer: Path, max_tokens: int, recipe: str, advance: Advance) -> None:
+    try:
+        quantize(float32, int8, tokenizer, max_tokens, recipe, advance)
+    except QuantizationError as error:
+        others = "" if recipe != DEFAULT_RECIPE else ", or INT8 by onnxruntime's recipe: --recipe avx2"
+        raise ExportError(f"{error}. Without INT8 the model can be built: --precision fp32{others}") from error
 
 
 def _parse_arguments(command_line: Sequence[str] | None) -> argparse.Namespace:

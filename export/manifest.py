@@ -29,11 +29,15 @@ from quantize import RECIPES
 
 TOOLS = ("onnx", "onnxruntime", "optimum", "optimum-onnx", "sentence-transformers", "tokenizers", "torch")
 _DECISIVE = ("model", "revision", "max_tokens", "pooling", "normalize", "wordpiece")
+_DECISIVE_IF_SET = ("dense", "truncated_from", "unit_before_truncation", "prompts", "default_prompt")
+"""Left out of the name where a model has nothing of it."""
 _UNVERIFIED = Parity(0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
-def describe(source: Source, built: Path, dimensions: int, recipe: str, wordpiece: str | None) -> Manifest:
+def describe(source: Source, built: Path, recipe: str, wordpiece: str | None) -> Manifest:
     """The manifest of the files in `built`, with zeros for parity figures until they are measured."""
+    config = source.config
+    is_cut = config.dimensions < config.full_dimensions
     files = {path.name: file_entry(path) for path in sorted(built.iterdir())}
     precisions = {
         name: Precision(
@@ -54,15 +58,23 @@ def describe(source: Source, built: Path, dimensions: int, recipe: str, wordpiec
         model=source.model,
         revision=source.revision,
         source=source.origin,
-        license=source.license,
-        dimensions=dimensions,
-        max_tokens=source.max_tokens,
-        pooling=source.pooling,
-        normalize=source.normalize,
+        license=source.card.license,
+        dimensions=config.dimensions,
+        max_tokens=config.max_tokens,
+        pooling=config.pooling,
+        normalize=config.normalize and not is_cut,
         wordpiece=wordpiece,
         precisions=precisions,
         files=files,
         tools={tool: version_of(tool) for tool in TOOLS},
+        dense=config.dense,
+        truncated_from=config.full_dimensions if is_cut else 0,
+        unit_before_truncation=config.normalize and is_cut,
+        prompts=config.prompts,
+        default_prompt=config.default_prompt,
+        similarity=config.similarity,
+        languages=source.card.languages,
+        limitations=source.card.limitations,
     )
     return manifest._replace(version=_name(manifest))
 
@@ -110,13 +122,15 @@ def _name(manifest: Manifest) -> str:
 
     The same model and tools give the same name, so a repeated export finds its version in place.
     """
+    defaults = Manifest._field_defaults
     decisive = {
         **{key: getattr(manifest, key) for key in _DECISIVE},
+        **{key: value for key in _DECISIVE_IF_SET if (value := getattr(manifest, key)) != defaults[key]},
         "precisions": {
             name: [getattr(precision, key) for key in Precision._fields if key != "parity"]
             for name, precision in manifest.precisions.items()
         },
         "files": {name: entry._asdict() for name, entry in manifest.files.items()},
     }
-    digest = hashlib.sha256(orjson.dumps(decisive, option=orjson.OPT_SORT_KEYS)).hexdigest()
+    digest = hashlib.sha256(orjson.dumps(decisive, default=tuple, option=orjson.OPT_SORT_KEYS)).hexdigest()
     return f"{manifest.revision[:8]}-{digest[:8]}"

@@ -5,21 +5,20 @@ The files of a pinned model are checked against pinned SHA-256 digests, wherever
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from artifact.manifest import sha256
 from export import ExportError
+from export.card import Card, read_card
+from export.config import WEIGHTS, Config, check_files, read_config
 
 DEFAULT_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
-WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -55,14 +54,8 @@ class Source:
     revision: str
     origin: str
     """`folder`, `hub` or `pypi`."""
-    license: str
-    max_tokens: int
-    pooling: str
-    normalize: bool
-
-    @property
-    def tokenizer(self) -> Path:
-        return self.folder / "tokenizer.json"
+    config: Config
+    card: Card
 
 
 def fetch(model: str, model_id: str | None, revision: str | None, workdir: Path) -> Source:
@@ -74,21 +67,20 @@ def fetch(model: str, model_id: str | None, revision: str | None, workdir: Path)
     name = identify(model, model_id)
     folder, origin = (Path(model), "folder") if Path(model).is_dir() else _download(model, revision, workdir)
     pin = PINS.get(name)
-    _check_files(folder)
+    check_files(folder)
     if pin is not None and revision in (None, pin.revision):
         _check_digests(folder, name, pin)
         found = pin.revision
     else:
-        found = revision or (folder.name if origin == "hub" else f"sha256-{sha256(folder / WEIGHTS)[:16]}")
+        found = revision or (folder.name if origin == "hub" else "")
+    config, card = read_config(folder), read_card(folder)
     return Source(
         folder=folder,
         model=name,
-        revision=found,
+        revision=found or f"sha256-{sha256(config.encoder / WEIGHTS)[:16]}",
         origin=origin,
-        license=pin.license if pin else _read_license(folder),
-        max_tokens=_read_max_tokens(folder),
-        pooling=_read_pooling(folder),
-        normalize="Normalize" in _read_modules(folder),
+        config=config,
+        card=replace(card, license=pin.license) if pin else card,
     )
 
 
@@ -124,7 +116,7 @@ def _download(model: str, revision: str | None, workdir: Path) -> tuple[Path, st
 def _from_hub(model: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.txt", "README.md", WEIGHTS, "1_Pooling/*"]
+    patterns = ["*.json", "*.txt", "README.md", WEIGHTS, f"[0-9]*_*/{WEIGHTS}"]
     skipped = ["onnx/*", "openvino/*"]
     return Path(snapshot_download(model, revision=revision, allow_patterns=patterns, ignore_patterns=skipped))
 
@@ -150,12 +142,6 @@ def _from_wheel(requirement: str, workdir: Path) -> Path:
     return target
 
 
-def _check_files(folder: Path) -> None:
-    for name in (WEIGHTS, "tokenizer.json", "config.json", "modules.json"):
-        if not (folder / name).is_file():
-            raise ExportError(f"{folder} has no {name}: it must hold a whole sentence-transformers model")
-
-
 def _check_digests(folder: Path, model: str, pin: Pin) -> None:
     for name, expected in pin.digests.items():
         found = sha256(folder / name)
@@ -164,47 +150,3 @@ def _check_digests(folder: Path, model: str, pin: Pin) -> None:
                 f"{folder / name} has SHA-256 {found}, {model} at {pin.revision[:8]} has {expected}: get the file "
                 f"again, or, if this is another model, name it with --model-id ORG/NAME"
             )
-
-
-def _read_modules(folder: Path) -> list[str]:
-    modules = [str(entry["type"]).rpartition(".")[2] for entry in _read_json(folder / "modules.json")]
-    unknown = set(modules) - {"Transformer", "Pooling", "Normalize"}
-    if unknown or modules[:2] != ["Transformer", "Pooling"]:
-        raise ExportError(f"{folder} has the modules {', '.join(modules)}: only Transformer, Pooling, Normalize work")
-    return modules
-
-
-def _read_pooling(folder: Path) -> str:
-    (path,) = (
-        folder / entry["path"] for entry in _read_json(folder / "modules.json") if entry["type"].endswith(".Pooling")
-    )
-    config = _read_json(path / "config.json")
-    modes = [name for name, on in config.items() if name.startswith("pooling_mode_") and on is True]
-    supported = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-    if len(modes) != 1 or modes[0] not in supported:
-        raise ExportError(f"{path} asks for {', '.join(modes) or 'no pooling'}: only mean or cls pooling works")
-    return supported[modes[0]]
-
-
-def _read_max_tokens(folder: Path) -> int:
-    config = _read_json(folder / "sentence_bert_config.json")
-    if config.get("do_lower_case"):
-        raise ExportError(f"{folder} lower-cases text outside of its tokenizer (do_lower_case), which is not supported")
-    found = config.get("max_seq_length")
-    if not isinstance(found, int) or found < 1:
-        raise ExportError(f"{folder / 'sentence_bert_config.json'} has max_seq_length {found!r}, not a whole number")
-    return found
-
-
-def _read_license(folder: Path) -> str:
-    """The `license:` line of the model card, else `unknown`."""
-    card = folder / "README.md"
-    found = re.search(r"^license:\s*(\S+)$", card.read_text("utf-8"), re.MULTILINE) if card.is_file() else None
-    return found.group(1) if found else "unknown"
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise ExportError(f"cannot read {path}: {error}") from error

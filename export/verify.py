@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeAlias
 
@@ -57,13 +59,30 @@ def bar_of(precision: Precision) -> Bar:
     return BATCH_INDEPENDENT if precision.batch_independent else BATCH_DEPENDENT
 
 
-def reference_vectors(source: Path, texts: Sequence[str]) -> Vectors:
-    """Vectors of sentence-transformers on CPU: float32, shape (n, dimensions)."""
+def reference_vectors(source: Path, texts: Sequence[str], max_tokens: int) -> Vectors:
+    """Vectors of sentence-transformers on CPU: float32, shape (n, dimensions), with the model's default prompt if any.
+
+    `max_tokens` is set, since sentence-transformers may allow more than the model has positions for.
+    """
+    import torch
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(source), device="cpu", local_files_only=True)
+    _find_modules_of_version_6()
+    model = SentenceTransformer(
+        str(source), device="cpu", local_files_only=True, model_kwargs={"torch_dtype": torch.float32}
+    )
+    model.max_seq_length = max_tokens
     vectors: Vectors = model.encode(list(texts), convert_to_numpy=True, show_progress_bar=False)
     return vectors
+
+
+def _find_modules_of_version_6() -> None:
+    """Let version 5 of sentence-transformers find the one module of these models that 6 keeps elsewhere."""
+    from sentence_transformers.sentence_transformer.modules import Normalize
+
+    name = "sentence_transformers.base.modules.normalize"
+    if name not in sys.modules and find_spec(name) is None:
+        sys.modules[name] = sys.modules[Normalize.__module__]
 
 
 def verify(
@@ -75,6 +94,11 @@ def verify(
     Raises ExportError if the result is below the precision's bar.
     """
     embedder = Embedder.from_artifact(artifact, precision)
+    if reference.shape[1] != artifact.manifest.dimensions:
+        raise ExportError(
+            f"sentence-transformers gives {reference.shape[1]} dimensions, the model's files say "
+            f"{artifact.manifest.dimensions}: mend its configuration"
+        )
     alone = np.empty_like(reference)
     for row, text in enumerate(texts):
         alone[row] = embedder.embed([text]).vectors[0]

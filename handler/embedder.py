@@ -43,7 +43,8 @@ ten seconds and gigabytes for 256 tokens."""
 
 PREFIX_MARGIN = 128
 """Tokens that a prefix must have beyond the model's maximum. Cutting a text changes at most its last word, and
-WordPiece makes at most 100 tokens of a word (`max_input_chars_per_word`)."""
+WordPiece makes at most 100 tokens of a word (`max_input_chars_per_word`). Other tokenizers have no such bound: their
+prefixes end with a word."""
 
 CHARACTERS_AT_ONCE = 1 << 18
 """Maximum characters tokenized in one call. The tokenizer keeps over a hundred bytes for each token, even for those
@@ -91,6 +92,25 @@ class Embeddings(NamedTuple):
     """Indices of the texts that were longer than the model's maximum and were cut."""
 
 
+class DenseLayer(NamedTuple):
+    """A layer of `Manifest.dense` in memory."""
+
+    weights: Vectors
+    """float32, shape (inputs, outputs)."""
+    bias: Vectors
+    """float32, shape (outputs,); shape (1,) and 0 without one."""
+    activation: str
+
+    def apply(self, vectors: Vectors) -> Vectors:
+        """Vectors of shape (batch, inputs) to (batch, outputs), each by itself and added up in one order everywhere.
+
+        Not by BLAS, which adds in another order on another CPU and in another batch, and which the deployed package
+        leaves out.
+        """
+        rows = [np.add.reduce(row[:, None] * self.weights, axis=0) for row in vectors]
+        return _ACTIVATIONS[self.activation](np.stack(rows) + self.bias)
+
+
 class Embedder:
     """A model in memory. `Embedder.load(folder).embed(["vitamin d"]).vectors`."""
 
@@ -101,13 +121,16 @@ class Embedder:
         tokenizer: Tokenizer,
         session: onnxruntime.InferenceSession,
         threads: int,
+        dense: Sequence[DenseLayer] = (),
     ):
         self.manifest = manifest
         self.precision = precision
         self.threads = threads
         self.paces = Paces()
         self._tokenizer = tokenizer
+        self._has_word_pieces = isinstance(tokenizer.model, WordPieceModel)
         self._session = session
+        self._dense = dense
         self._inputs = [node.name for node in session.get_inputs()]
         self._outputs = [node.name for node in session.get_outputs()]
         self.instructions: str | None = None
@@ -140,48 +163,56 @@ class Embedder:
             check.finish()
             session = load_session(artifact, precision)
             _check_session(session, artifact.manifest, precision)
+            dense = load_dense(artifact) if artifact.manifest.dense else ()
         except (ArtifactError, KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # both libraries raise plain Exceptions; a panic in Rust is a BaseException
             check.finish()
             raise ArtifactCorruptError(f"cannot load {artifact.folder}: {error}: {REBUILD}") from error
-        embedder = cls(artifact.manifest, precision, tokenizer, session, threads)
+        embedder = cls(artifact.manifest, precision, tokenizer, session, threads, dense)
         if artifact.manifest.precisions[precision].operators:
             embedder.instructions = session.get_session_options().get_session_config_entry("kernels.instructions")
         return embedder
 
-    def embed(self, texts: Sequence[str]) -> Embeddings:
-        """Embed texts; each vector depends on its own text alone.
+    def embed(self, texts: Sequence[str], prompt: str | None = None) -> Embeddings:
+        """Embed texts, each with `prompt` before it; each vector depends on its own text and the prompt alone.
 
         Texts of one token length share a run, so nothing is padded and no token attends to padding; runs are shared
         out among the threads, the longest first. Texts longer than the model's maximum are cut there. Lone
-        surrogates, which no tokenizer can encode, count as U+FFFD.
+        surrogates, which no tokenizer can encode, count as U+FFFD. A prompt is one of `manifest.prompts`, or any other
+        text; None is the model's default prompt, "" is none.
         Raises TypeError if `texts` is a str or holds anything but str, BadVectorError as `embed_tokens` does.
         """
-        tokens = self.tokenize(texts)
+        tokens = self.tokenize(texts, prompt=prompt)
         return Embeddings(self.embed_tokens(tokens.ids), [len(ids) for ids in tokens.ids], tokens.truncated)
 
     def tokenize(
-        self, texts: Sequence[str], counted_characters: int | None = None, deadline: float | None = None
+        self,
+        texts: Sequence[str],
+        counted_characters: int | None = None,
+        deadline: float | None = None,
+        prompt: str | None = None,
     ) -> Tokens:
-        """Token ids of texts, cut at the model's maximum.
+        """Token ids of texts, each with `prompt` before it as in `embed`, cut at the model's maximum.
 
-        All tokens are counted of a text of up to `counted_characters` (default: PREFIX_CHARACTERS); of a longer one
-        perhaps only those of its beginning. `deadline` is a value of `time.monotonic()`.
+        The prompt is part of the text. The tokens of a text of up to `counted_characters`, by default
+        PREFIX_CHARACTERS, are all counted; of a longer one possibly only those of its beginning. `deadline` is a value
+        of `time.monotonic()`.
         Raises TypeError if `texts` is a str or holds anything but str, TooManyTokensError past the deadline.
         """
         if isinstance(texts, str):
             raise TypeError("texts is one str: pass a list of them")
+        prefix = self.manifest.prompt(None) if prompt is None else prompt
         if deadline is None or sum(map(len, texts)) <= CHARACTERS_AT_ONCE:
-            return self._tokenize(texts, counted_characters, threading.Event())
-        return _by(deadline, lambda late: self._tokenize(texts, counted_characters, late))
+            return self._tokenize(texts, prefix, counted_characters, threading.Event())
+        return _by(deadline, lambda late: self._tokenize(texts, prefix, counted_characters, late))
 
     def tokens_of(self, arrays: Sequence[Sequence[int]], deadline: float | None = None) -> tuple[Tokens, list[str]]:
         """Check token ids made by a client: what `tokenize` would return, and the texts (the beginning of long ones).
 
-        The ids include special tokens, and all are counted. Both results end before the first array that this tokenizer
-        would not make: special tokens are missing, or its text gives other ids when tokenized. `deadline` is a value
-        of `time.monotonic()`.
+        The ids include special tokens, and a prompt if there shall be one, and all are counted. Both results end before
+        the first array that is not this tokenizer's: its special tokens are missing, or its text, tokenized, gives
+        other ids. `deadline` is a value of `time.monotonic()`.
         Raises TooManyTokensError past the deadline.
         """
         if deadline is None:
@@ -220,11 +251,14 @@ class Embedder:
             return None
         inside = ids[1:-1][: self.manifest.max_tokens + PREFIX_MARGIN]
         tokens = [self._tokenizer.id_to_token(token) for token in inside]
-        text: str | None = None if None in tokens else _DECODER.decode(tokens)
+        decoder = _DECODER if self._has_word_pieces else self._tokenizer.decoder or _DECODER
+        text: str | None = None if None in tokens else decoder.decode(tokens)
         return text
 
-    def _tokenize(self, texts: Sequence[str], counted_characters: int | None, late: threading.Event) -> Tokens:
-        """Like `tokenize`. Once `late` is set, nobody waits for the result any more, and it stops at the next text."""
+    def _tokenize(
+        self, texts: Sequence[str], prompt: str, counted_characters: int | None, late: threading.Event
+    ) -> Tokens:
+        """As `tokenize`. Once `late` is set nobody waits for it any more, and it ends at the next text."""
         ids: list[list[int]] = []
         counts: list[int] = []
         size = PREFIX_CHARACTERS if counted_characters is None else counted_characters
@@ -232,7 +266,8 @@ class Embedder:
         for text in texts:
             if late.is_set():
                 return Tokens([], [])
-            shortened.append(self._shorten(_well_formed(text), size))
+            whole = _well_formed(text)
+            shortened.append(self._shorten(prompt + whole if prompt else whole, size))
         for part in _parts(shortened, CHARACTERS_AT_ONCE):
             if late.is_set():
                 return Tokens([], [])
@@ -251,7 +286,6 @@ class Embedder:
         Raises BadVectorError if a vector is not finite or has a wrong norm; TooManyTokensError if the tokens take too
         long even at the best speed measured here; DeadlineError if they only take too long at the present speed.
         """
-        unit = self.manifest.normalize if normalize is None else normalize
         lengths = [len(text) for text in ids]
         vectors = np.empty((len(ids), self.manifest.dimensions), np.float32)
         runs = list(_runs(lengths, TOKENS_PER_RUN if self._group_texts else 0))[::-1]
@@ -265,20 +299,21 @@ class Embedder:
         def infer(rows: list[int]) -> None:
             tokens = tokens_of_run(rows)
             began = budget.begin(tokens)
-            vectors[rows] = self._infer(np.array([ids[row] for row in rows], np.int64), unit)
+            vectors[rows] = self._infer(np.array([ids[row] for row in rows], np.int64), normalize)
             budget.end(tokens, began)
 
         _for_each(infer, runs, self.threads)
-        check_vectors(vectors, unit)
+        check_vectors(vectors, self.manifest.normalize if normalize is None else normalize)
         return vectors
 
     def _shorten(self, text: str, size: int) -> str:
         """A prefix of a very long text that has the same first tokens up to the model's maximum."""
         while size < len(text):
-            (prefix,) = self._tokenizer.encode_batch_fast([text[:size]])
+            end = size if self._has_word_pieces else _end_of_word(text, size)
+            (prefix,) = self._tokenizer.encode_batch_fast([text[:end]])
             tokens = len(prefix.ids) + sum(len(rest.ids) for rest in prefix.overflowing)
             if tokens >= self.manifest.max_tokens + PREFIX_MARGIN:
-                return text[:size]
+                return text[:end]
             size *= 4
         return text
 
@@ -300,8 +335,8 @@ class Embedder:
             ) from error
         self._longest_done = True
 
-    def _infer(self, ids: npt.NDArray[np.int64], unit: bool) -> Vectors:
-        """Token ids of shape (batch, length) to vectors of shape (batch, dimensions).
+    def _infer(self, ids: npt.NDArray[np.int64], normalize: bool | None) -> Vectors:
+        """Token ids of shape (batch, length) to vectors of shape (batch, dimensions); `normalize` as in `embed_tokens`.
 
         Raises what onnxruntime raises, ArtifactCorruptError as `check_longest` does.
         """
@@ -311,8 +346,16 @@ class Embedder:
         except Exception:
             self.check_longest()
             raise
-        pooled = pool(hidden, self.manifest.pooling)
-        return unit_rows(pooled) if unit else pooled
+        manifest = self.manifest
+        vectors = pool(hidden, manifest.pooling)
+        for layer in self._dense:
+            vectors = layer.apply(vectors)
+        if manifest.truncated_from:
+            if manifest.unit_before_truncation and normalize is None:
+                vectors = unit_rows(vectors)
+            vectors = vectors[:, : manifest.dimensions]
+        unit = manifest.normalize if normalize is None else normalize
+        return unit_rows(vectors) if unit else vectors
 
     def _compute_text(self, length: int) -> None:
         ids = np.zeros((1, length), np.int64)
@@ -322,13 +365,26 @@ class Embedder:
 def pool(hidden: Vectors, pooling: str) -> Vectors:
     """Last hidden states of shape (batch, length, dimensions), none of them padding, to (batch, dimensions).
 
-    `mean` averages over all tokens, special tokens included, as sentence-transformers' Pooling does; `cls` takes
-    the first token.
+    As sentence-transformers' Pooling does: `mean` averages over all tokens, special tokens included;
+    `mean_sqrt_len_tokens` divides their sum by the square root of their number; `weightedmean` counts the first token
+    once, the second twice and so on; `max` takes the largest of each component, `cls` the first token, `lasttoken` the
+    last.
     """
-    if pooling == "cls":
-        return hidden[:, 0]
-    average: Vectors = np.add.reduce(hidden, axis=1) / np.float32(hidden.shape[1])
-    return average
+    length = np.float32(hidden.shape[1])
+    if pooling == "mean":
+        average: Vectors = np.add.reduce(hidden, axis=1) / length
+        return average
+    if pooling in ("cls", "lasttoken"):
+        return hidden[:, 0 if pooling == "cls" else -1]
+    if pooling == "max":
+        largest: Vectors = np.maximum.reduce(hidden, axis=1)
+        return largest
+    if pooling == "mean_sqrt_len_tokens":
+        root: Vectors = np.add.reduce(hidden, axis=1) / np.sqrt(length)
+        return root
+    weights = np.arange(1, hidden.shape[1] + 1, dtype=np.float32)
+    weighted: Vectors = np.add.reduce(hidden * weights[:, None], axis=1) / weights.sum()
+    return weighted
 
 
 def unit_rows(vectors: Vectors) -> Vectors:
@@ -355,6 +411,14 @@ _FEEDS: Mapping[str, Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]] =
     "token_type_ids": np.zeros_like,
 }
 """Model input -> its value for token ids of shape (batch, length)."""
+
+
+_ACTIVATIONS: Mapping[str, Callable[[Vectors], Vectors]] = {
+    "Identity": lambda vectors: vectors,
+    # Whose float32 form differs by CPU in the last bit.
+    "Tanh": lambda vectors: np.tanh(vectors.astype(np.float64)).astype(np.float32),
+    "ReLU": lambda vectors: np.maximum(vectors, np.float32(0)),
+}
 
 
 def default_threads() -> int:
@@ -398,6 +462,18 @@ def join_wordpiece(rest: str, vocabulary: str) -> Tokenizer:
     return tokenizer
 
 
+def load_dense(artifact: Artifact) -> list[DenseLayer]:
+    """The layers of `Manifest.dense`. Raises OSError."""
+    numbers = np.fromfile(artifact.dense, "<f4")
+    layers = []
+    for layer in artifact.manifest.dense:
+        own, numbers = numbers[: layer.numbers], numbers[layer.numbers :]
+        weights = own[: layer.inputs * layer.outputs].reshape(layer.inputs, layer.outputs)
+        bias = own[weights.size :] if layer.bias else np.zeros(1, np.float32)
+        layers.append(DenseLayer(weights, bias, layer.activation))
+    return layers
+
+
 def load_session(artifact: Artifact, precision: str) -> onnxruntime.InferenceSession:
     """A session of one thread.
 
@@ -426,8 +502,9 @@ def _check_session(session: onnxruntime.InferenceSession, manifest: Manifest, pr
         if node.name not in _FEEDS:
             raise ValueError(f"{file} has an input {node.name}, which is not one of {', '.join(_FEEDS)}")
     dimensions = session.get_outputs()[0].shape[-1:]
-    if dimensions and isinstance(dimensions[0], int) and dimensions[0] != manifest.dimensions:
-        raise ValueError(f"{file} has {dimensions[0]} dimensions, the manifest says {manifest.dimensions}")
+    expected = manifest.pooled_dimensions
+    if dimensions and isinstance(dimensions[0], int) and dimensions[0] != expected:
+        raise ValueError(f"{file} has {dimensions[0]} dimensions, the manifest says {expected}")
 
 
 def _register_operators(options: onnxruntime.SessionOptions, version: int, folder: str) -> None:
@@ -497,6 +574,18 @@ def _well_formed(text: Any) -> str:
     except UnicodeEncodeError:
         return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     return text
+
+
+def _end_of_word(text: str, size: int) -> int:
+    """The last end of a word before which at most `size` characters are; all characters if there is none.
+
+    A tokenizer that splits texts at spaces gives what is before it the same tokens as in the whole text.
+
+    >>> _end_of_word("iron  rich foods", 12), _end_of_word("iron  rich foods", 5), _end_of_word("鉄分の多い食品", 3)
+    (10, 4, 7)
+    """
+    space = max(text.rfind(" ", 0, size + 1), text.rfind("\n", 0, size + 1))
+    return len(text[:space].rstrip(" \n")) if space > 0 else len(text)
 
 
 def _count(encoding: Encoding) -> int:
