@@ -105,23 +105,22 @@ def read_config(folder: Path) -> Config:
     )
 
 
-def check_files(folder: Path) -> None:
-    """Raise ExportError if a file is missing without which nothing works."""
+def check_files(folder: Path, model: str) -> None:
+    """Raise ExportError if a file is missing without which nothing works; `model` is how the user calls the model."""
     _check_there(folder / "modules.json")
-    encoder = _read_modules(folder)[0][1]
+    modules = _read_modules(folder)
+    encoder = modules[0][1]
     _check_there(encoder / "config.json")
-    check_weights(encoder, folder)
+    command = f"from sentence_transformers import SentenceTransformer as S; S('{model}').save_pretrained('NEW')"
+    anew = f'if you trust it, save it anew with: python -c "{command}", and pass: --model NEW --model-id ORG/NAME'
+    for kind, path in modules:
+        if kind in ("Transformer", "Dense") and not (path / WEIGHTS).is_file():
+            raise ExportError(
+                f"{path} has no {WEIGHTS}, and weights in other files (pytorch_model.bin, several parts) do not work: "
+                f"{anew}"
+            )
     if not (encoder / TOKENIZER).is_file():
-        raise ExportError(f"{encoder} has no {TOKENIZER}: {_save_again(folder)}")
-
-
-def check_weights(folder: Path, model: Path) -> None:
-    """Raise ExportError if a module of a model has no weights in the form that works."""
-    if not (folder / WEIGHTS).is_file():
-        raise ExportError(
-            f"{folder} has no {WEIGHTS}, and weights in other files (pytorch_model.bin, several parts) do not work: "
-            f"{_save_again(model)}"
-        )
+        raise ExportError(f"{encoder} has no {TOKENIZER}: {anew}")
 
 
 def read_json(path: Path) -> Any:
@@ -135,11 +134,6 @@ def read_json(path: Path) -> Any:
 def _check_there(path: Path) -> None:
     if not path.is_file():
         raise ExportError(f"{path.parent} has no {path.name}: it must hold a whole sentence-transformers model")
-
-
-def _save_again(model: Path) -> str:
-    command = f"from sentence_transformers import SentenceTransformer as S; S('{model}').save_pretrained('NEW')"
-    return f'if you trust it, save it anew with: python -c "{command}", and pass: --model NEW --model-id ORG/NAME'
 
 
 def _read_object(path: Path, optional: bool = False) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 
 from artifact.manifest import Dense
 from export import ExportError
-from export.config import WEIGHTS, Config, check_weights
+from export.config import WEIGHTS, Config
 
 
 def write_dense(config: Config, target: Path) -> None:
@@ -16,25 +16,24 @@ def write_dense(config: Config, target: Path) -> None:
 
     Raises ExportError.
     """
-    layers = [_numbers(folder, layer, config) for folder, layer in zip(config.dense_folders, config.dense, strict=True)]
-    if layers:
-        target.write_bytes(np.concatenate(layers).astype("<f4").tobytes())
+    pairs = zip(config.dense_folders, config.dense, strict=True)
+    if numbers := [_numbers(folder / WEIGHTS, layer) for folder, layer in pairs]:
+        target.write_bytes(np.concatenate(numbers).astype("<f4").tobytes())
 
 
-def _numbers(folder: Path, layer: Dense, config: Config) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+def _numbers(path: Path, layer: Dense) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    check_weights(folder, config.encoder)
     try:
-        tensors = load_file(folder / WEIGHTS)
+        tensors = load_file(path)
     except SafetensorError as error:
-        raise ExportError(f"cannot read {folder / WEIGHTS}: {error}") from error
+        raise ExportError(f"cannot read {path}: {error}") from error
     shapes = {"linear.weight": (layer.outputs, layer.inputs)} | (
         {"linear.bias": (layer.outputs,)} if layer.bias else {}
     )
     found = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if found != shapes:
-        raise ExportError(f"{folder / WEIGHTS} has tensors {found}, its configuration says {shapes}")
+        raise ExportError(f"{path} has tensors {found}, its configuration says {shapes}")
     weight, *bias = (tensors[name].float().numpy() for name in shapes)
     return np.concatenate([weight.T.ravel(), *bias])

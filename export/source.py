@@ -67,7 +67,7 @@ def fetch(model: str, model_id: str | None, revision: str | None, workdir: Path)
     name = identify(model, model_id)
     folder, origin = (Path(model), "folder") if Path(model).is_dir() else _download(model, revision, workdir)
     pin = PINS.get(name)
-    check_files(folder)
+    check_files(folder, model)
     if pin is not None and revision in (None, pin.revision):
         _check_digests(folder, name, pin)
         found = pin.revision

@@ -30,7 +30,7 @@ def forms(word: str) -> list[str]:
 
 
 def words(tokenizer: Tokenizer) -> list[str]:
-    """The tokens that are words, in the order of their ids: as a text, each is tokenized to itself alone.
+    """The tokens that are words, as texts, in the order of their ids: each, tokenized, is that token alone.
 
     Parts of words (`##ing`), special tokens (`[PAD]`) and tokens that no text has (`[unused0]`) are not.
     `tokenizer` must not pad.
@@ -38,9 +38,10 @@ def words(tokenizer: Tokenizer) -> list[str]:
     vocabulary = tokenizer.get_vocab(with_added_tokens=False)
     for special in tokenizer.get_added_tokens_decoder().values():
         vocabulary.pop(special.content, None)
-    tokens = sorted(vocabulary, key=vocabulary.__getitem__)
-    encodings = tokenizer.encode_batch_fast(tokens, add_special_tokens=False)
-    return [token for token, encoding in zip(tokens, encodings, strict=True) if encoding.ids == [vocabulary[token]]]
+    ids = sorted(vocabulary.values())
+    texts = [tokenizer.decode([token]) for token in ids]
+    encodings = tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+    return [text for text, token, encoding in zip(texts, ids, encodings, strict=True) if encoding.ids == [token]]
 
 
 def spread(items: Sequence[str], count: int, place: float = 0.0) -> list[str]:

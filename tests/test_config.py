@@ -326,7 +326,7 @@ def test_what_does_not_work_is_refused_by_name(name: str, model: Path, tmp_path:
     change, message = REFUSED[name]
     change(model)
     with pytest.raises(ExportError, match=message):
-        write_dense(fetch(str(model), "my/model", None, tmp_path).config, tmp_path / "dense.bin")
+        fetch(str(model), "my/model", None, tmp_path)
 
 
 def test_dense_weights_must_be_as_their_configuration_says(model: Path, tmp_path: Path) -> None:

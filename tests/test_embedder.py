@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+from tokenizers.models import Unigram
+from tokenizers.pre_tokenizers import Metaspace
 
 from artifact.manifest import MANIFEST, open_artifact
 from export.manifest import file_entry
@@ -134,6 +136,23 @@ def test_long_texts_have_the_tokens_of_the_whole_text(int8: Embedder, name: str)
     whole, prefix = int8._tokenizer.encode(text), int8._tokenizer.encode(int8._shorten(text, PREFIX_CHARACTERS))
     assert prefix.ids == whole.ids
     assert bool(prefix.overflowing) == bool(whole.overflowing)
+
+
+def test_a_word_is_not_cut_where_its_end_decides_on_its_beginning(float32: Embedder) -> None:
+    """In a Unigram model the best pieces of a word depend on all of it: here on whether its length is odd."""
+    pieces = [("<unk>", 0.0), ("▁", -1.0), ("a", -10.0), ("b", -10.0), ("ab", -2.0), ("ba", -1.99)]
+    tokenizer = Tokenizer(Unigram(pieces, unk_id=0))
+    tokenizer.pre_tokenizer = Metaspace()
+    tokenizer.enable_truncation(float32.manifest.max_tokens)
+    embedder = Embedder(float32.manifest, "fp32", tokenizer, float32._session, 1)
+    word = "a" + "ba" * 5_000
+    assert tokenizer.encode(word[:PREFIX_CHARACTERS]).ids != tokenizer.encode(word).ids
+    assert embedder.tokenize([word]).ids == [tokenizer.encode(word).ids]
+    # Of several words the first ones are enough.
+    several = "ab " * 999 + word
+    tokens = embedder.tokenize([several])
+    assert tokens.ids == [tokenizer.encode(several).ids]
+    assert 256 + 128 <= tokens.counts[0] < 2_000
 
 
 @given(sizes=st.lists(st.integers(0, CHARACTERS_AT_ONCE * 2), max_size=8))

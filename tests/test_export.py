@@ -20,6 +20,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+from sentence_transformers.sentence_transformer.modules import Dense
 
 from artifact.manifest import MANIFEST, ArtifactError, open_artifact
 from export import ExportError, pins
@@ -29,7 +30,7 @@ from export.verify import verify
 from handler.embedder import Embedder
 from kernels import LIBRARY
 from tests.support.hub import serve_hub
-from tests.support.models import edit_json
+from tests.support.models import WIDTH, edit_json, save_model
 from tests.support.servers import ROOT
 
 pytestmark = pytest.mark.slow
@@ -100,6 +101,25 @@ def test_another_model_records_the_commit_it_was_at(source_folder: Path, tmp_pat
         missing = fetch_from_hub(address, "my/typo", tmp_path)
     assert missing.returncode == 1
     assert "cannot get my/typo from the hub" in missing.stderr
+
+
+def test_all_that_a_model_needs_comes_from_the_hub(tmp_path: Path) -> None:
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    folder = save_model(tmp_path, "xlm-roberta", dense=(Dense(WIDTH, 8),))
+    (folder / "openvino").mkdir()
+    (folder / "openvino" / "config.json").write_text("{}")
+    with serve_hub(folder, "my/model", commit) as address:
+        ran = fetch_from_hub(address, "my/model", tmp_path)
+        assert ran.stdout.split() == ["hub", commit, "unknown"], ran.stderr
+        (cached,) = (tmp_path / "cache" / "hub").glob("models--my--model/snapshots/*")
+        found = {str(path.relative_to(cached)) for path in cached.rglob("*") if path.is_file()}
+        assert {"2_Dense/model.safetensors", "2_Dense/config.json", "tokenizer.json"} < found
+        assert not any(name.startswith("openvino") for name in found)
+        (folder / "2_Dense" / "model.safetensors").rename(folder / "2_Dense" / "pytorch_model.bin")
+        (tmp_path / "elsewhere").mkdir()
+        ran = fetch_from_hub(address, "my/model", tmp_path / "elsewhere")
+    assert "2_Dense has no model.safetensors, and weights in other files" in ran.stderr
+    assert "S('my/model').save_pretrained('NEW')" in ran.stderr
 
 
 def test_a_folder_is_checked_as_the_default_model(source_folder: Path, tmp_path: Path) -> None:

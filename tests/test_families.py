@@ -113,6 +113,26 @@ def test_every_family_is_as_sentence_transformers_has_it(name: str, tmp_path: Pa
     check_tokens(embedder, reference)
 
 
+def test_a_dynamic_recipe_works_too(tmp_path: Path) -> None:
+    folder = save_model(tmp_path, "mpnet", dense=(tanh(24),), prompts=PROMPTS, default_prompt_name="query")
+    assert export(folder, tmp_path, "--recipe", "avx512_vnni", "--precision", "int8") == 0
+    embedder = Embedder.load(tmp_path / "model")
+    together = embedder.embed(TEXTS).vectors
+    np.testing.assert_array_equal(together, np.concatenate([embedder.embed([text]).vectors for text in TEXTS]))
+    assert embedder.manifest.precisions["int8"].parity.mean_cosine > 0.985
+
+
+def test_what_cannot_be_quantized_names_the_ways_that_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = save_model(tmp_path, "bert", encoder={"hidden_act": "silu"})
+    assert export(folder, tmp_path) == 1
+    assert capsys.readouterr().err.endswith(
+        "or take a dynamic recipe. Without INT8 the model can be built: --precision fp32, or INT8 by onnxruntime's "
+        "recipe: --recipe avx2\n"
+    )
+    assert not (tmp_path / "model" / "current").exists()
+    assert export(folder, tmp_path, "--recipe", "avx2") == 0
+
+
 def check_tokens(embedder: Embedder, reference: SentenceTransformer) -> None:
     """Long texts, of which a prefix is tokenized, and token ids, whichever the kind of tokenizer."""
     length = reference.max_seq_length

@@ -110,11 +110,13 @@ def save_model(
     dtype: torch.dtype = torch.float32,
     added_tokens: tuple[str, ...] = (),
     max_tokens: int | None = None,
+    encoder: Mapping[str, Any] | None = None,
     **settings: Any,
 ) -> Path:
     """Save a model of a family as sentence-transformers saves it; `settings` are SentenceTransformer's.
 
-    `tokenizer_of` is the family whose tokenizer it has, by default its own; `places` are the longest text's tokens.
+    `tokenizer_of` is the family whose tokenizer it has, by default its own; `places` are the longest text's tokens;
+    `encoder` are further settings of the family's configuration.
     """
     config, kind, _, sizes = ENCODERS[family]
     train, special = TOKENIZERS[tokenizer_of or family]
@@ -123,16 +125,17 @@ def save_model(
     padding = backend.token_to_id(special["pad"])
     counted = places if "bert" in family.removesuffix("roberta") else places + padding + 1
     torch.manual_seed(0)
-    encoder: PreTrainedModel = kind(
+    network: PreTrainedModel = kind(
         config(
             **sizes,
+            **(encoder or {}),
             vocab_size=backend.get_vocab_size(),
             max_position_embeddings=counted,
             pad_token_id=padding,
             initializer_range=0.2,
         )
     )
-    encoder.to(dtype).save_pretrained(folder / "encoder")
+    network.to(dtype).save_pretrained(folder / "encoder")
     names = {f"{name}_token": token for name, token in special.items()}
     loaded: PreTrainedTokenizerFast = ENCODERS[tokenizer_of or family][2](tokenizer_object=backend, **names)
     loaded.save_pretrained(folder / "encoder")
