@@ -1,9 +1,11 @@
 """python -m export with each family, pooling and head, against sentence-transformers."""
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import orjson
 import pytest
 import torch
 from sentence_transformers import SentenceTransformer
@@ -11,6 +13,7 @@ from sentence_transformers.sentence_transformer.modules import Dense
 from torch import nn
 
 from export.__main__ import main
+from handler import pages
 from handler.embedder import Embedder
 from tests.support.models import WIDTH, save_model
 
@@ -115,11 +118,16 @@ def test_every_family_is_as_sentence_transformers_has_it(name: str, tmp_path: Pa
 
 def test_a_dynamic_recipe_works_too(tmp_path: Path) -> None:
     folder = save_model(tmp_path, "mpnet", dense=(tanh(24),), prompts=PROMPTS, default_prompt_name="query")
+    (folder / "README.md").write_text("---\nlicense: mit\nlanguage: [en, de]\n---\n## Limitations\nShort texts.\n")
     assert export(folder, tmp_path, "--recipe", "avx512_vnni", "--precision", "int8") == 0
     embedder = Embedder.load(tmp_path / "model")
     together = embedder.embed(TEXTS).vectors
     np.testing.assert_array_equal(together, np.concatenate([embedder.embed([text]).vectors for text in TEXTS]))
     assert embedder.manifest.precisions["int8"].parity.mean_cosine > 0.985
+    info = json.loads(orjson.dumps(pages.info(embedder)))
+    assert (info["license"], info["languages"], info["limitations"]) == ("mit", ["en", "de"], "Short texts.")
+    assert (info["prompts"], info["default_prompt"]) == ({"document": "", **PROMPTS}, "query")
+    assert (info["similarity"], info["dimensions"], info["max_tokens"]) == ("cosine", 24, 64)
 
 
 def test_what_cannot_be_quantized_names_the_ways_that_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
