@@ -44,7 +44,11 @@ ten seconds and gigabytes for 256 tokens."""
 PREFIX_MARGIN = 128
 """Tokens that a prefix must have beyond the model's maximum. Cutting a text changes at most its last word, and
 WordPiece makes at most 100 tokens of a word (`max_input_chars_per_word`). Other tokenizers have no such bound: their
-prefixes end with a word."""
+prefixes end with a word, if it is no longer than LONGEST_WORD."""
+
+LONGEST_WORD = 1 << 16
+"""Characters of a word, or of a text in a script without spaces, that are tokenized as a whole. A million of them would
+take a gigabyte; that what follows so many changes the first tokens is possible only in texts made for it."""
 
 CHARACTERS_AT_ONCE = 1 << 18
 """Maximum characters tokenized in one call. The tokenizer keeps over a hundred bytes for each token, even for those
@@ -309,7 +313,7 @@ class Embedder:
     def _shorten(self, text: str, size: int) -> str:
         """A prefix of a very long text that has the same first tokens up to the model's maximum."""
         while size < len(text):
-            end = size if self._has_word_pieces else _end_of_word(text, size)
+            end = size if self._has_word_pieces or size > LONGEST_WORD else _end_of_word(text, size)
             (prefix,) = self._tokenizer.encode_batch_fast([text[:end]])
             tokens = len(prefix.ids) + sum(len(rest.ids) for rest in prefix.overflowing)
             if tokens >= self.manifest.max_tokens + PREFIX_MARGIN:
@@ -577,15 +581,15 @@ def _well_formed(text: Any) -> str:
 
 
 def _end_of_word(text: str, size: int) -> int:
-    """The last end of a word before which at most `size` characters are; all characters if there is none.
+    """The last end of a word before which at most `size` characters are; LONGEST_WORD if there is none.
 
     A tokenizer that splits texts at spaces gives what is before it the same tokens as in the whole text.
 
     >>> _end_of_word("iron  rich foods", 12), _end_of_word("iron  rich foods", 5), _end_of_word("鉄分の多い食品", 3)
-    (10, 4, 7)
+    (10, 4, 65536)
     """
     space = max(text.rfind(" ", 0, size + 1), text.rfind("\n", 0, size + 1))
-    return len(text[:space].rstrip(" \n")) if space > 0 else len(text)
+    return len(text[: max(0, space)].rstrip(" \n")) or LONGEST_WORD
 
 
 def _count(encoding: Encoding) -> int:

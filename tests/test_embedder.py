@@ -20,6 +20,7 @@ from export.manifest import file_entry
 from handler.embedder import (
     CHARACTERS_AT_ONCE,
     LAMBDA_MB_PER_VCPU,
+    LONGEST_WORD,
     PREFIX_CHARACTERS,
     TOKENS_PER_RUN,
     Embedder,
@@ -148,6 +149,9 @@ def test_a_word_is_not_cut_where_its_end_decides_on_its_beginning(float32: Embed
     word = "a" + "ba" * 5_000
     assert tokenizer.encode(word[:PREFIX_CHARACTERS]).ids != tokenizer.encode(word).ids
     assert embedder.tokenize([word]).ids == [tokenizer.encode(word).ids]
+    # But no more than that is kept in memory.
+    words = ["ba" * 500_000, "a " + "ba" * 500_000, "  " + "ba" * 500_000]
+    assert max(embedder.tokenize(words).counts) <= 2 * LONGEST_WORD
     # Of several words the first ones are enough.
     several = "ab " * 999 + word
     tokens = embedder.tokenize([several])
