@@ -68,9 +68,7 @@ def reference_vectors(source: Path, texts: Sequence[str], max_tokens: int) -> Ve
     from sentence_transformers import SentenceTransformer
 
     _find_modules_of_version_6()
-    model = SentenceTransformer(
-        str(source), device="cpu", local_files_only=True, model_kwargs={"torch_dtype": torch.float32}
-    )
+    model = SentenceTransformer(str(source), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32})
     model.max_seq_length = max_tokens
     vectors: Vectors = model.encode(list(texts), convert_to_numpy=True, show_progress_bar=False)
     return vectors

@@ -91,7 +91,7 @@ def test_every_family_is_as_sentence_transformers_has_it(name: str, tmp_path: Pa
     folder = save_model(tmp_path, case.family, **case.settings)
     assert export(folder, tmp_path, "--precision", "fp32") == 0
     embedder = Embedder.load(tmp_path / "model", "fp32")
-    reference = SentenceTransformer(str(folder), device="cpu", model_kwargs={"torch_dtype": torch.float32})
+    reference = SentenceTransformer(str(folder), device="cpu", model_kwargs={"dtype": torch.float32})
     reference.max_seq_length = case.tokens  # of itself it may read more than the model has positions for
 
     def expected(**settings: Any) -> np.ndarray:

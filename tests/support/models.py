@@ -139,7 +139,7 @@ def save_model(
     names = {f"{name}_token": token for name, token in special.items()}
     loaded: PreTrainedTokenizerFast = ENCODERS[tokenizer_of or family][2](tokenizer_object=backend, **names)
     loaded.save_pretrained(folder / "encoder")
-    transformer = Transformer(str(folder / "encoder"), max_seq_length=max_tokens, model_kwargs={"torch_dtype": dtype})
+    transformer = Transformer(str(folder / "encoder"), max_seq_length=max_tokens, model_kwargs={"dtype": dtype})
     modules = [transformer, Pooling(WIDTH, pooling), *dense, *([Normalize()] if normalize else [])]
     SentenceTransformer(modules=modules, device="cpu", **settings).save_pretrained(str(folder / "model"))
     return folder / "model"
