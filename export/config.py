@@ -20,6 +20,7 @@ FAMILIES = ("bert", "distilbert", "mpnet", "roberta", "xlm-roberta")
 _COUNTED_FROM_PADDING = ("mpnet", "roberta", "xlm-roberta")
 """Families whose first position is the padding token's id + 1 (transformers, `create_position_ids_from_input_ids`)."""
 
+SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
 _TRANSFORMER_CONFIGS = tuple(
     f"sentence_{family}_config.json"
     for family in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
@@ -85,7 +86,7 @@ def read_config(folder: Path) -> Config:
             _check_ends(_read_object(path / "config.json", optional=True), path / "config.json")
     _check_family(encoder)
     settings = _read_settings(encoder)
-    pooling, pooled_dimensions = _read_pooling(pooling_folder)
+    pooling, pooled_dimensions = _read_pooling(pooling_folder, encoder)
     dense_folders = tuple(path for kind, path in rest if kind == "Dense")
     model = _read_object(folder / "config_sentence_transformers.json", optional=True)
     prompts, default_prompt = _read_prompts(model, folder)
@@ -101,7 +102,7 @@ def read_config(folder: Path) -> Config:
         truncate_dim=_number(model.get("truncate_dim"), f"{folder}/config_sentence_transformers.json", "truncate_dim"),
         prompts=prompts,
         default_prompt=default_prompt,
-        similarity=model.get("similarity_fn_name"),
+        similarity=_read_similarity(model, folder),
     )
 
 
@@ -221,26 +222,29 @@ def _read_max_tokens(encoder: Path, settings: Mapping[str, Any]) -> int:
     if places is None:
         raise ExportError(f"{encoder / 'config.json'} has no max_position_embeddings")
     if config["model_type"] in _COUNTED_FROM_PADDING:
-        places -= 1 + (1 if config.get("pad_token_id") is None else int(config["pad_token_id"]))
+        padding = config.get("pad_token_id")
+        places -= 1 + (padding if type(padding) is int else 1)
     found = min(limit or places, places)
     if found > MAX_TOKENS:
         raise ExportError(f"{encoder} reads {found} tokens: set max_seq_length to at most {MAX_TOKENS}")
     return found
 
 
-def _read_pooling(folder: Path) -> tuple[str, int]:
+def _read_pooling(folder: Path, encoder: Path) -> tuple[str, int]:
     """The mode and the number of dimensions."""
     path = folder / "config.json"
     config = _read_object(path)
     found = config.get("pooling_mode") or [mode for flag, mode in _OLD_POOLINGS.items() if config.get(flag) is True]
-    modes = [found] if isinstance(found, str) else [str(mode) for mode in found]
+    modes = [str(mode) for mode in (found if isinstance(found, list) else [found])]
     if len(modes) != 1 or modes[0] not in POOLINGS:
         raise ExportError(f"{path} asks for {' and '.join(modes) or 'no pooling'}: one of {', '.join(POOLINGS)} works")
     if config.get("include_prompt") is False:
         raise ExportError(f"{path} leaves prompts out of the pooling (include_prompt false), which does not work here")
     dimensions = _number(config.get("embedding_dimension") or config.get("word_embedding_dimension"), path, "dimension")
-    if dimensions is None:
-        raise ExportError(f"{path} has no embedding_dimension")
+    sizes = _read_object(encoder / "config.json")
+    width = sizes.get("hidden_size", sizes.get("dim"))  # DistilBERT's name for it
+    if dimensions is None or dimensions != width:
+        raise ExportError(f"{path} has embedding_dimension {dimensions}, the encoder has {width}")
     return modes[0], dimensions
 
 
@@ -280,11 +284,24 @@ def _read_prompts(model: Mapping[str, Any], folder: Path) -> tuple[Mapping[str, 
     path = folder / "config_sentence_transformers.json"
     if (kind := model.get("model_type", "SentenceTransformer")) != "SentenceTransformer":
         raise ExportError(f"{path} has model_type {kind!r}: only SentenceTransformer works")
-    prompts = {name: "" if text is None else text for name, text in (model.get("prompts") or {}).items()}
+    found = model.get("prompts") or {}
+    if not isinstance(found, dict):
+        raise ExportError(f"{path} has prompts {found!r}, not an object")
+    prompts = {name: "" if text is None else text for name, text in found.items()}
     for name, text in prompts.items():
-        if not isinstance(text, str):
+        if not isinstance(text, str) or (name + text).encode(errors="ignore").decode() != name + text:
             raise ExportError(f"{path} has the prompt {name} {text!r}, not a text")
     default = model.get("default_prompt_name")
-    if default is not None and default not in prompts:
+    if default is not None and default not in list(prompts):
         raise ExportError(f"{path} has default_prompt_name {default!r}, and prompts {', '.join(prompts) or 'none'}")
     return (prompts, default) if any(prompts.values()) else ({}, None)
+
+
+def _read_similarity(model: Mapping[str, Any], folder: Path) -> str | None:
+    found = model.get("similarity_fn_name")
+    if found is not None and found not in SIMILARITIES:
+        raise ExportError(
+            f"{folder / 'config_sentence_transformers.json'} has similarity_fn_name {found!r}: only "
+            f"{', '.join(SIMILARITIES)} work"
+        )
+    return found

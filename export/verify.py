@@ -63,12 +63,18 @@ def reference_vectors(source: Path, texts: Sequence[str], max_tokens: int) -> Ve
     """Vectors of sentence-transformers on CPU: float32, shape (n, dimensions), with the model's default prompt if any.
 
     `max_tokens` is set, since sentence-transformers may allow more than the model has positions for.
+    Raises ExportError if the model cannot be loaded.
     """
     import torch
     from sentence_transformers import SentenceTransformer
 
     _find_modules_of_version_6()
-    model = SentenceTransformer(str(source), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32})
+    try:
+        model = SentenceTransformer(
+            str(source), device="cpu", local_files_only=True, model_kwargs={"dtype": torch.float32}
+        )
+    except Exception as error:  # whatever its files lead to
+        raise ExportError(f"sentence-transformers cannot load {source}: {error}") from error
     model.max_seq_length = max_tokens
     vectors: Vectors = model.encode(list(texts), convert_to_numpy=True, show_progress_bar=False)
     return vectors

@@ -19,6 +19,7 @@ from export.card import read_card
 from export.config import Config, read_config
 from export.dense import write_dense
 from export.source import fetch
+from export.to_onnx import to_onnx
 from export.tokenizer import write_tokenizer
 from export.verify import reference_vectors
 from tests.support.models import WIDTH, edit_json, save_model
@@ -278,7 +279,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "no pooling": (lambda m: write_json(m / POOLING, flags()), "asks for no pooling: one of"),
     "another pooling": (lambda m: edit_json(m / POOLING, pooling_mode="sum"), "asks for sum: one of mean, cls,"),
-    "no dimension": (lambda m: edit_json(m / POOLING, embedding_dimension=None), "has no embedding_dimension"),
+    "no dimension": (lambda m: edit_json(m / POOLING, embedding_dimension=None), "has embedding_dimension None, the"),
     "prompts left out": (
         lambda m: edit_json(m / POOLING, include_prompt=False),
         r"leaves prompts out of the pooling \(include_prompt false\), which does not work here",
@@ -308,6 +309,22 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda m: edit_json(m / MODEL, model_type="SparseEncoder"),
         "has model_type 'SparseEncoder': only SentenceTransformer works",
     ),
+    "prompts that are no object": (
+        lambda m: edit_json(m / MODEL, prompts=["x"]),
+        r"has prompts \['x'\], not an object",
+    ),
+    "a prompt that is no Unicode": (
+        lambda m: edit_json(m / MODEL, prompts={"query": "\ud800"}),
+        r"has the prompt query '\\ud800', not a text",
+    ),
+    "another similarity": (
+        lambda m: edit_json(m / MODEL, similarity_fn_name="maxsim"),
+        "has similarity_fn_name 'maxsim': only cosine, dot, euclidean, manhattan work",
+    ),
+    "another width": (
+        lambda m: edit_json(m / POOLING, embedding_dimension=99),
+        f"has embedding_dimension 99, the encoder has {WIDTH}",
+    ),
     "no such prompt": (
         lambda m: edit_json(m / MODEL, default_prompt_name="title"),
         "has default_prompt_name 'title', and prompts document, passage, query",
@@ -319,6 +336,26 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         r"cannot read the metadata of .*README.md \(.*\): mend them, or remove the file",
     ),
 }
+
+
+ODD = (None, True, 0, -1, 7, 1.5, "", "x", [], ["x"], [None], {}, {"x": None}, {"x": "\ud800"})
+FILES = ("modules.json", MODEL, TRANSFORMER, POOLING, "2_Dense/config.json", "config.json", "tokenizer_config.json")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_whatever_a_field_holds_is_taken_or_refused_by_a_sentence(name: str, model: Path, tmp_path: Path) -> None:
+    whole = json.loads((model / name).read_text("utf-8"))
+    changed = [*ODD, *({**whole, key: odd} for key in whole for odd in ODD if isinstance(whole, dict))]
+    if isinstance(whole, list):
+        changed += [[{**entry, key: odd}, *whole[1:]] for entry in whole[:1] for key in entry for odd in ODD]
+    refused = 0
+    for value in changed:
+        write_json(model / name, value)
+        try:
+            fetch(str(model), "my/model", None, tmp_path)
+        except ExportError:
+            refused += 1
+    assert refused > 0
 
 
 @pytest.mark.parametrize("name", REFUSED)
@@ -340,6 +377,15 @@ def test_dense_weights_must_be_as_their_configuration_says(model: Path, tmp_path
     path.write_bytes(b"no weights")
     with pytest.raises(ExportError, match=r"cannot read .*2_Dense/model.safetensors"):
         write_dense(read_config(model), tmp_path / "dense.bin")
+
+
+def test_weights_that_cannot_be_read(model: Path, tmp_path: Path) -> None:
+    path = model / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(ExportError, match=f"optimum cannot export {model}: .*"):
+        to_onnx(model, tmp_path / "model.onnx", tmp_path)
+    with pytest.raises(ExportError, match=f"sentence-transformers cannot load {model}: .*"):
+        reference_vectors(model, ["vitamin d"], 128)
 
 
 # The tokenizer
