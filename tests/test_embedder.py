@@ -56,6 +56,21 @@ def test_no_texts_give_no_vectors(embedder: Embedder) -> None:
     assert (result.vectors.shape, result.tokens, result.truncated) == ((0, 384), [], [])
 
 
+def test_a_prompt_is_part_of_the_text(int8: Embedder) -> None:
+    texts = ["vitamin d", "word " * 300]
+    whole = int8.embed([f"query: {text}" for text in texts])
+    asked = int8.embed(texts, prompt="query: ")
+    np.testing.assert_array_equal(asked.vectors, whole.vectors)
+    assert (asked.tokens, asked.truncated) == (whole.tokens, whole.truncated) == ([6, 256], [1])
+    manifest = int8.manifest._replace(prompts={"query": "query: ", "passage": "passage: "}, default_prompt="query")
+    other = Embedder(manifest, "int8", int8._tokenizer, int8._session, 1)
+    np.testing.assert_array_equal(other.embed(texts).vectors, whole.vectors)
+    np.testing.assert_array_equal(other.embed(texts, prompt="").vectors, int8.embed(texts).vectors)
+    late = other.tokenize(texts * 3_000, deadline=time.monotonic() + 60)
+    assert late.ids == other.tokenize(texts).ids * 3_000
+    assert int8.tokenize(["d"], prompt="\ud83d vitamin ").ids == int8.tokenize(["\ufffd vitamin d"]).ids
+
+
 def text_of(words: int, seed: int) -> str:
     """Words of one token each, or, for an odd seed, of one or several."""
     odd = ["unbelievably", "🙂", "приве́т", "漢字", "1,234.5", "-", "\u202e"] if seed % 2 else []

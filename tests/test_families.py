@@ -12,7 +12,9 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense
 from torch import nn
 
+from artifact.manifest import ArtifactCorruptError, open_artifact
 from export.__main__ import main
+from export.manifest import reduced
 from handler import pages
 from handler.embedder import Embedder
 from tests.support.models import WIDTH, save_model
@@ -128,6 +130,12 @@ def test_a_dynamic_recipe_works_too(tmp_path: Path) -> None:
     assert (info["license"], info["languages"], info["limitations"]) == ("mit", ["en", "de"], "Short texts.")
     assert (info["prompts"], info["default_prompt"]) == ({"document": "", **PROMPTS}, "query")
     assert (info["similarity"], info["dimensions"], info["max_tokens"]) == ("cosine", 24, 64)
+    # The dense layer's numbers belong to every precision, and are checked as the other files are.
+    assert "dense.bin" in reduced(embedder.manifest, ["int8"]).files
+    path = Path(open_artifact(tmp_path / "model").dense)
+    path.write_bytes(bytes(path.stat().st_size))
+    with pytest.raises(ArtifactCorruptError, match=r"dense.bin is damaged: it has CRC-32"):
+        Embedder.load(tmp_path / "model")
 
 
 def test_what_cannot_be_quantized_names_the_ways_that_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
