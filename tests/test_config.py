@@ -94,13 +94,14 @@ def as_version_2(model: Path) -> None:
     write_json(model / "modules.json", modules)
 
 
-def as_version_6(model: Path) -> None:
+def as_version_6(model: Path) -> Path:
     modules = json.loads((model / "modules.json").read_text())
     modules[3]["type"] = "sentence_transformers.base.modules.normalize.Normalize"
     write_json(model / "modules.json", modules)
     (model / "3_Normalize").mkdir(exist_ok=True)
     ends = {"module_input_name": "sentence_embedding", "module_output_name": "sentence_embedding"}
     write_json(model / "3_Normalize/config.json", ends)
+    return model
 
 
 def facts(config: Config) -> list[object]:
@@ -132,7 +133,7 @@ def test_other_versions_say_the_same_in_their_own_form(
     assert facts(found) == facts(read_config(saved))
     # So does the reference read them.
     vectors = [reference_vectors(folder, ["vitamin d", "iron rich foods"], 128) for folder in (saved, model)]
-    np.testing.assert_array_equal(*vectors)
+    np.testing.assert_array_equal(vectors[0], vectors[1])
 
 
 def test_the_oldest_form(model: Path, tmp_path: Path) -> None:
@@ -235,10 +236,13 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a decoder": (lambda m: edit_json(m / "config.json", is_decoder=True), r"decoder \(is_decoder\): only encoders"),
     "no places": (lambda m: edit_json(m / "config.json", max_position_embeddings=None), "no max_position_embeddings"),
     "too many places": (
-        lambda m: (
-            [edit_json(m / "config.json", max_position_embeddings=10_002)]
-            and edit_json(m / TRANSFORMER, max_seq_length=10_000)
-        ),
+        lambda m: [
+            edit_json(m / name, **values)
+            for name, values in {
+                "config.json": {"max_position_embeddings": 10_002},
+                TRANSFORMER: {"max_seq_length": 10_000},
+            }.items()
+        ],
         "reads 10000 tokens: set max_seq_length to at most 8192",
     ),
     "no length": (
@@ -298,7 +302,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         "has module_input_name 'token_embeddings': only sentence_embedding works",
     ),
     "normalized tokens": (
-        lambda m: as_version_6(m) or edit_json(m / "3_Normalize/config.json", module_input_name="token_embeddings"),
+        lambda m: edit_json(as_version_6(m) / "3_Normalize/config.json", module_input_name="token_embeddings"),
         "3_Normalize/config.json has module_input_name 'token_embeddings': only sentence_embedding works",
     ),
     "a dense layer of another width": (
@@ -338,7 +342,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-ODD = (None, True, 0, -1, 7, 1.5, "", "x", [], ["x"], [None], {}, {"x": None}, {"x": "\ud800"})
+ODD: tuple[Any, ...] = (None, True, 0, -1, 7, 1.5, "", "x", [], ["x"], [None], {}, {"x": None}, {"x": "\ud800"})
 FILES = ("modules.json", MODEL, TRANSFORMER, POOLING, "2_Dense/config.json", "config.json", "tokenizer_config.json")
 
 

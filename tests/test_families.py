@@ -152,6 +152,7 @@ def test_what_cannot_be_quantized_names_the_ways_that_work(tmp_path: Path, capsy
 def check_tokens(embedder: Embedder, reference: SentenceTransformer) -> None:
     """Long texts, of which a prefix is tokenized, and token ids, whichever the kind of tokenizer."""
     length = reference.max_seq_length
+    assert length is not None
     for prompt in ("", "query: "):
         tokens = embedder.tokenize(LONG, prompt=prompt)
         texts = [prompt + text for text in LONG]

@@ -135,7 +135,7 @@ def save_model(
             initializer_range=0.2,
         )
     )
-    network.to(dtype).save_pretrained(folder / "encoder")
+    network.to(dtype=dtype).save_pretrained(folder / "encoder")
     names = {f"{name}_token": token for name, token in special.items()}
     loaded: PreTrainedTokenizerFast = ENCODERS[tokenizer_of or family][2](tokenizer_object=backend, **names)
     loaded.save_pretrained(folder / "encoder")
@@ -145,6 +145,7 @@ def save_model(
     return folder / "model"
 
 
-def edit_json(path: Path, **values: object) -> None:
+def edit_json(path: Path, **values: object) -> Path:
     """Change some fields of a JSON object in a file."""
     path.write_text(json.dumps(json.loads(path.read_text("utf-8")) | values), "utf-8")
+    return path

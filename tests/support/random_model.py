@@ -20,6 +20,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from artifact import store
 from artifact.manifest import MANIFEST, MODEL_FILES, TOKENIZER, VOCABULARY
+from export.card import Card
+from export.config import Config
 from export.manifest import describe
 from export.mapping import map_weights
 from export.source import DEFAULT_MODEL, Source
@@ -158,8 +160,22 @@ def build(output: Path) -> None:
         onnx.save(encoder(made.get_vocab_size()), float32)
         quantize(float32, int8, built / TOKENIZER, TOKENS)
         map_weights(int8)
-        source = Source(workdir, DEFAULT_MODEL, "0" * 40, "folder", "apache-2.0", TOKENS, "mean", True)
-        manifest = describe(source, built, CHANNELS, DEFAULT_RECIPE, wordpiece)
+        config = Config(
+            encoder=workdir,
+            max_tokens=TOKENS,
+            lower_case=True,
+            pooling="mean",
+            pooled_dimensions=CHANNELS,
+            dense=(),
+            dense_folders=(),
+            normalize=True,
+            truncate_dim=None,
+            prompts={},
+            default_prompt=None,
+            similarity=None,
+        )
+        source = Source(workdir, DEFAULT_MODEL, "0" * 40, "folder", config, Card("apache-2.0"))
+        manifest = describe(source, built, DEFAULT_RECIPE, wordpiece)
         (built / MANIFEST).write_bytes(manifest.to_json())
         store.install(built, model_folder, manifest.version)
 
