@@ -135,7 +135,8 @@ def save_model(
             initializer_range=0.2,
         )
     )
-    network.to(dtype=dtype).save_pretrained(folder / "encoder")
+    torch.nn.Module.to(network, dtype)  # in place
+    network.save_pretrained(folder / "encoder")
     names = {f"{name}_token": token for name, token in special.items()}
     loaded: PreTrainedTokenizerFast = ENCODERS[tokenizer_of or family][2](tokenizer_object=backend, **names)
     loaded.save_pretrained(folder / "encoder")
