@@ -359,7 +359,7 @@ def test_external_data_that_is_missing(external: Path) -> None:
         (
             "length",
             "many",
-            "no valid place of .* invalid literal for int.*, download it again or export it with optimum",
+            "no valid place of .*invalid literal for int.*, download it again or export it with optimum",
         ),
         ("offset", "99999999", "bytes that .* needs: download it again"),
     ],
@@ -746,7 +746,7 @@ def test_other_exports_are_quantized(make: Callable[[Path, Path], Path], small_t
 
 def test_roberta_counts_places_otherwise(small_tokenizer: Path, tmp_path: Path) -> None:
     path = export(shaken(RobertaModel(RobertaConfig(**SIZES, vocab_size=30522))), tmp_path / "in.onnx", MASKED)
-    with pytest.raises(QuantizationError, match=r"reads a table by .*: only input_ids, token_type_ids and places"):
+    with pytest.raises(QuantizationError, match=r"reads a table by .*: only input_ids, token_type_ids and positions"):
         quantized(path, small_tokenizer)
     assert quantized(path, small_tokenizer, "avx2").mean_cosine > 0.999
 
