@@ -97,7 +97,9 @@ def _parse_arguments(command_line: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--model", default=DEFAULT_MODEL, metavar="ID|FOLDER", help="default: %(default)s")
     parser.add_argument("--model-id", metavar="ID", help="the model in a FOLDER; default: the default model")
     parser.add_argument("--revision", help="commit on the hub; default: the pinned one, else the newest")
-    parser.add_argument("--output", type=Path, default=Path("build/ml-models"), metavar="DIR", help="%(default)s")
+    parser.add_argument(
+        "--output", type=Path, default=Path("build/ml-models"), metavar="DIR", help="default: %(default)s"
+    )
     parser.add_argument("--precision", type=precisions, default="int8,fp32", help="default: %(default)s")
     parser.add_argument("--recipe", choices=RECIPES, default=DEFAULT_RECIPE, help="for INT8; default: %(default)s")
     return parser.parse_args(command_line)

@@ -42,7 +42,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("target", metavar="OUT", type=Path, help="INT8 ONNX file to write")
     parser.add_argument("--recipe", choices=RECIPES, default=DEFAULT_RECIPE, help="default: %(default)s")
     parser.add_argument("--tokenizer", type=Path, metavar="FILE", help="default: tokenizer.json beside IN")
-    parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="of a text; default: %(default)s")
+    parser.add_argument("--max-tokens", type=int, default=256, metavar="N", help="longest text; default: %(default)s")
     parser.add_argument(
         "--min-cosine",
         type=float,
