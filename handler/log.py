@@ -91,22 +91,18 @@ class Record:
             # A client error's message can quote the request. A server error cannot be mended without its message.
             if server_error or self._with_texts:
                 line["error"]["message"] = str(error)
+            if server_error:  # a deployment watches the faults of its version alone
+                line["version"] = os.environ.get("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
         if self._with_texts:
             line["content"] = [text[:TEXT_CHARACTERS] for text in self.texts]
         if self._namespace:
-            if server_error:
-                line["version"] = os.environ.get("AWS_LAMBDA_FUNCTION_VERSION", "$LATEST")
             line |= {"function": os.environ.get("AWS_LAMBDA_FUNCTION_NAME", "local"), "_aws": self._metrics(line)}
         write_line(line)
 
     def _metrics(self, line: dict[str, Any]) -> dict[str, Any]:
         metrics = [{"Name": name, "Unit": unit} for name, unit in METRICS.items() if name in line]
-        directives = [{"Namespace": self._namespace, "Dimensions": [["function"]], "Metrics": metrics}]
-        if "version" in line:  # a deployment watches the faults of its version alone
-            faults = [{"Name": "server_errors", "Unit": METRICS["server_errors"]}]
-            of_version = {"Namespace": self._namespace, "Dimensions": [["function", "version"]], "Metrics": faults}
-            directives.append(of_version)
-        return {"Timestamp": int(time.time() * 1000), "CloudWatchMetrics": directives}
+        directive = {"Namespace": self._namespace, "Dimensions": [["function"]], "Metrics": metrics}
+        return {"Timestamp": int(time.time() * 1000), "CloudWatchMetrics": [directive]}
 
 
 def incident(request_id: str, error: BaseException) -> None:

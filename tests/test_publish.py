@@ -35,7 +35,7 @@ STACK = "embeddings"
 VARIABLES = {
     "MODEL_CACHE_DIR": "/mnt/ml-models",
     "MODEL_PRECISION": "int8",
-    "METRICS_NAMESPACE": "LambdaEmbeddings",
+    "METRICS_NAMESPACE": "",
     "CORS_ORIGIN": "",
     "BASE_PATH": "",
 }

@@ -19,7 +19,8 @@ import pytest
 
 from deploy.package import LAMBDA_PYTHON, PYTHONS
 from deploy.stack import with_generation
-from handler.log import METRICS
+from handler.errors import BadVectorError
+from handler.log import METRICS, Record
 from tests.support.cloud import Cloud, moto
 from tests.support.servers import ROOT
 from tests.support.stack import (
@@ -50,22 +51,25 @@ OWN_VPC = {
     "SubnetIdA": "subnet-0123456789abcdefa",
     "SubnetIdB": "subnet-0123456789abcdefb",
 }
+ALARM_TOPIC = "arn:aws:sns:us-east-1:123456789012:alarms"
 BOUNDARY = "arn:aws:iam::123456789012:policy/boundary"
 SETTINGS: Sequence[Sequence[Parameters]] = (
     ({}, OWN_VPC, {"ModelStorage": "package"}, {"ModelStorage": "package", "SnapStart": "on"}),
-    ({}, {"ApiGateway": "on"}, {"ApiGateway": "on", "FunctionUrl": "off"}),
+    ({}, {"ApiGateway": "on"}),
     ({}, {"AlarmEmail": "someone@example.com"}),
     ({}, {"CorsOrigin": "https://app.example.com"}),
-    ({}, {"Tracing": "Active"}),
+    ({}, {"Tracing": "Active", "AlarmTopicArn": ALARM_TOPIC}),
     ({}, {"ProvisionedConcurrency": "2"}),
-    ({}, {"ReservedConcurrency": "5", "PermissionsBoundary": BOUNDARY, "Runtime": "python3.14"}),
-    ({}, {"MetricsNamespace": "", "Deployment": "all-at-once"}),
+    ({}, {"ReservedConcurrency": "5", "PermissionsBoundary": BOUNDARY, "Runtime": "python3.14", "FunctionUrl": "off"}),
+    ({}, {"Metrics": "on", "MetricsDashboard": "on", "Deployment": "all-at-once"}),
 )
 """What can be chosen apart from each other; of each the first is the default."""
 EVERYTHING = {
     "ApiGateway": "on",
     "AlarmEmail": "someone@example.com",
     "CorsOrigin": "https://app.example.com",
+    "MetricsDashboard": "on",
+    "Metrics": "on",
     "ProvisionedConcurrency": "2",
     "ReservedConcurrency": "5",
 }
@@ -83,6 +87,14 @@ class Stack:
 
     def __str__(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.parameters.items()) or "defaults"
+
+    @property
+    def with_alarms(self) -> bool:
+        return bool({"AlarmEmail", "AlarmTopicArn"} & self.parameters.keys())
+
+    @property
+    def with_canary(self) -> bool:
+        return self.parameters.get("Deployment") != "all-at-once"
 
     @property
     def with_url(self) -> bool:
@@ -560,7 +572,7 @@ def test_cors_is_answered_once(stacks: list[Stack]) -> None:
         by_url = url.get("Cors", {}).get("AllowOrigins", [])
         by_function = variables(stack)["CORS_ORIGIN"]
         on_api = stack.parameters.get("ApiGateway") == "on"
-        assert by_url == ([origin] if origin and not on_api else []), str(stack)
+        assert by_url == ([origin] if origin and stack.with_url and not on_api else []), str(stack)
         assert by_function == (origin if on_api else ""), str(stack)
 
 
@@ -732,7 +744,11 @@ CHANGES = [
     {"BasePath": "/ml"},
     OWN_VPC,
     {"Tracing": "Active"},
-    {"MetricsNamespace": ""},
+    {"Metrics": "on"},
+    {"Metrics": "on", "MetricsNamespace": "Search"},
+    {"MetricsNamespace": "Search"},
+    {"MetricsDashboard": "on"},
+    {"AlarmTopicArn": ALARM_TOPIC},
     {"Runtime": "python3.14"},
     {"Deployment": "all-at-once"},
     {"PermissionsBoundary": BOUNDARY},
@@ -811,6 +827,7 @@ def test_the_longest_description_of_a_version_is_short_enough(source: dict[str, 
         "Tracing": "PassThrough",
         "ApiGateway": "on",
         "CorsOrigin": "https://" + 60 * "a",
+        "Metrics": "on",
         "MetricsNamespace": 60 * "a",
         "BasePath": "/" + 20 * "a",
     }
@@ -844,9 +861,8 @@ def test_only_the_version_being_deployed_can_stop_its_deployment(stacks: list[St
     (aws/serverless-application-model#716). An alarm that is changed keeps its state: one of another name has none."""
     for stack in stacks:
         [group] = stack.of_type("AWS::CodeDeploy::DeploymentGroup").values()
-        watched = {each["Name"].strip("<>") for each in group["AlarmConfiguration"]["Alarms"]}
-        with_metrics = "MetricsNamespace" not in stack.parameters
-        assert watched == ({"CanaryAlarm", "CanaryFaultAlarm"} if with_metrics else {"CanaryAlarm"}), str(stack)
+        watched = {each["Name"].strip("<>") for each in group.get("AlarmConfiguration", {}).get("Alarms", ())}
+        assert watched == ({"CanaryAlarm", "CanaryFaultAlarm"} if stack.with_canary else set()), str(stack)
         of_version = f"<{version(stack)[0]}.Version>"
         for name in watched:
             alarm = stack.properties(name)
@@ -875,33 +891,67 @@ def test_alarms_watch_metrics_that_are_published(stacks: list[Stack]) -> None:
             "Resource": "<EmbeddingFunction>:live",
             "ExecutedVersion": f"<{version}.Version>",
         },
-        "CanaryFaultAlarm": {"function": "<EmbeddingFunction>", "version": f"<{version}.Version>"},
-        "FaultAlarm": {"function": "<EmbeddingFunction>"},
+        "CanaryFaultAlarm": {"version": f"<{version}.Version>"},
+        "FaultAlarm": {},
         "FileSystemAlarm": {"FileSystemId": "<FileSystem>"},
     }
     for stack in stacks:
         alarms = stack.of_type("AWS::CloudWatch::Alarm")
-        assert {"CanaryAlarm", "ConcurrencyAlarm", "DurationAlarm", "ErrorAlarm", "ThrottleAlarm"} <= alarms.keys()
-        for name in ("CanaryFaultAlarm", "FaultAlarm"):
-            assert (name in alarms) == ("MetricsNamespace" not in stack.parameters)
-        assert ("FileSystemAlarm" in alarms) == stack.on_efs
+        expected = {"CanaryAlarm", "CanaryFaultAlarm"} if stack.with_canary else set()
+        if stack.with_alarms:
+            expected |= {"ConcurrencyAlarm", "DurationAlarm", "ErrorAlarm", "FaultAlarm", "ThrottleAlarm"}
+            expected |= {"FileSystemAlarm"} if stack.on_efs else set()
+        assert alarms.keys() == expected, str(stack)
         for name, alarm in alarms.items():
             if "MetricName" in alarm:
-                found = {each["Name"]: each["Value"] for each in alarm["Dimensions"]}
+                found = {each["Name"]: each["Value"] for each in alarm.get("Dimensions", ())}
                 assert found == dimensions.get(name, {"FunctionName": "<EmbeddingFunction>"})
-            tells = "AlarmEmail" in stack.parameters and name != "CanaryFaultAlarm"  # FaultAlarm tells the same
-            assert ("AlarmActions" in alarm) == tells, (str(stack), name)
+            told = {"AlarmEmail": "<AlarmTopic>", "AlarmTopicArn": ALARM_TOPIC}
+            actions = [action for parameter, action in told.items() if parameter in stack.parameters]
+            if name.startswith("Canary"):  # CodeDeploy heeds it, and the others tell the same
+                actions = []
+            assert alarm.get("AlarmActions", []) == actions, (str(stack), name)
             assert alarm["TreatMissingData"] == "notBreaching"
 
 
-def test_custom_metrics_are_ones_that_the_function_writes(everything: Stack) -> None:
-    for name in ("CanaryFaultAlarm", "FaultAlarm"):
-        assert everything.properties(name)["MetricName"] in METRICS
-        assert everything.properties(name)["Namespace"] == variables(everything)["METRICS_NAMESPACE"]
+def test_faults_are_counted_in_the_log_with_metrics_and_without(stacks: list[Stack], capsys: Any) -> None:
+    """By a field of the line that a fault of ours has alone, so that nothing is charged while there is none."""
+    record = Record("id", namespace="", with_texts=False)
+    record.write(500, BadVectorError("not finite"))
+    line = json.loads(capsys.readouterr().out)
+    for stack in stacks:
+        filters = stack.of_type("AWS::Logs::MetricFilter")
+        counted = {}
+        for each in filters.values():
+            [(field, value)] = re.findall(r"^{ \$\.(\w+) = (\d) }$", each["FilterPattern"])
+            assert line[field] == int(value)
+            [metric] = each["MetricTransformations"]
+            for dimension in metric.get("Dimensions", ()):
+                assert dimension["Value"].removeprefix("$.") in line
+            counted[metric["MetricName"]] = metric["MetricNamespace"]
+            assert (each["LogGroupName"], metric["MetricValue"]) == ("<EmbeddingLogs>", "1")
+        watching = {
+            name: stack.properties(name) for name in ("FaultAlarm", "CanaryFaultAlarm") if name in stack.resources
+        }
+        assert {each["MetricName"]: each["Namespace"] for each in watching.values()} == counted, str(stack)
+
+
+def test_metrics_and_dashboard_are_there_where_they_are_wanted(stacks: list[Stack]) -> None:
+    for stack in stacks:
+        wanted = stack.parameters.get("Metrics") == "on"
+        assert variables(stack)["METRICS_NAMESPACE"] == ("LambdaEmbeddings" if wanted else ""), str(stack)
+        assert ("Dashboard" in stack.resources) == (stack.parameters.get("MetricsDashboard") == "on"), str(stack)
+
+
+def test_lambda_writes_no_lines_of_its_own_for_a_request(stacks: list[Stack]) -> None:
+    for stack in stacks:
+        for function in stack.of_type("AWS::Lambda::Function").values():
+            logging = function["LoggingConfig"]
+            assert (logging["LogFormat"], logging["SystemLogLevel"]) == ("JSON", "WARN"), str(stack)
 
 
 def test_the_dashboard_is_json_and_shows_latency_cold_starts_tokens_and_errors(stacks: list[Stack]) -> None:
-    for stack in stacks:
+    for stack in (stack for stack in stacks if "Dashboard" in stack.resources):
         body = json.loads(stack.properties("Dashboard")["DashboardBody"])
         shown = [spelled_out(each["properties"]["metrics"]) for each in body["widgets"]]
         names = {metric[1] for metrics in shown for metric in metrics}
