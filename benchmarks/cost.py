@@ -111,6 +111,16 @@ def dollars_per_month(requests: int, seconds: float, memory_mb: int, architectur
     return dollars
 
 
+def snapstart_dollars_per_month(memory_mb: int) -> float:
+    """Dollars for the snapshot of one version through a month of 30 days, before any request."""
+    return memory_mb / 1024 * _MONTH_SECONDS * PRICES["lambda_snapstart_cache_gb_second"]
+
+
+def snapstart_restore_dollars(memory_mb: int) -> float:
+    """Dollars for one environment started from a snapshot, beside the time that it takes."""
+    return memory_mb / 1024 * PRICES["lambda_snapstart_restore_gb"]
+
+
 def efs_dollars(size: int) -> float:
     """Dollars for reading `size` bytes once from a file system with elastic throughput; a GB is 2**30 bytes."""
     return size / 2**30 * PRICES["efs_elastic_read_gb"]
@@ -268,6 +278,8 @@ def _sizes(result: Result) -> Figures:
             "cold start, ms",
             "$/million cold starts",
             "same, model from EFS",
+            "$/million SnapStart restores",
+            "SnapStart, $/month a version",
             "provisioned, $/month",
         ],
         [
@@ -325,12 +337,13 @@ def _cells(result: Result, row: Mapping[str, Any], architecture: str, cpu: str |
     bulk = dollars_per_billion_tokens(corpus, requests, tokens, memory_mb, gb_second)
     month = provisioned_dollars_per_month(memory_mb, PRICES[f"lambda_{architecture}_provisioned_gb_second"])
     fewer = " (of this machine, Lambda has more)" if row["vcpus_given"] < row["vcpus"] else ""
-    starts = ["", "", ""]
+    starts = ["", "", "", "", ""]
     if cpu is None:
         cold = statistics.median(row["cold_start_seconds"])
         start = billed_dollars(cold, memory_mb, gb_second)
         from_efs = (start + efs_dollars(result.parameters["read_bytes"])) * 1e6
         starts = [f"{cold * 1000:,.0f}", f"{start * 1e6:.2f}", f"{from_efs:.0f}"]
+        starts += [f"{snapstart_restore_dollars(memory_mb) * 1e6:.0f}", f"{snapstart_dollars_per_month(memory_mb):.2f}"]
     return [
         f"{memory_mb} MB {architecture}{f', {cycles.PROCESSORS[cpu].title}' if cpu else ''}",
         f"{row['vcpus_given']:.2f}{fewer}",
@@ -346,4 +359,4 @@ def _cells(result: Result, row: Mapping[str, Any], architecture: str, cpu: str |
 def _openai_cells(title: str, name: str) -> list[str]:
     """A short text has SHORT_WORDS tokens there, all of them common words."""
     million = PRICES[f"openai_text_embedding_3_{name}_million"]
-    return [f"OpenAI {title}", "", "", f"{million * SHORT_WORDS:.3f}", "", f"{million * 1000:.2f}", "", "", "", ""]
+    return [f"OpenAI {title}", "", "", f"{million * SHORT_WORDS:.3f}", "", f"{million * 1000:.2f}", *6 * [""]]

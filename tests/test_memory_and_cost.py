@@ -260,6 +260,12 @@ def test_provisioned_environments_and_efs_are_priced() -> None:
     assert cost.efs_dollars(2**29) == pytest.approx(0.015)
 
 
+def test_snapshots_are_priced_by_month_and_by_restore() -> None:
+    # 0.5 GB x 2,592,000 s = 1,296,000 GB-s; 0.5 GB a restore
+    assert cost.snapstart_dollars_per_month(512) == pytest.approx(1.9499616)
+    assert cost.snapstart_restore_dollars(512) == pytest.approx(0.0000698999)
+
+
 def test_months_are_priced_with_and_without_provisioned_concurrency() -> None:
     # 1e6 x 0.002 s x 0.5 GB = 1,000 GB-s, and 0.20 for the requests
     on_demand = cost.dollars_per_month(1_000_000, 0.0012, 512, "arm64", provisioned=False)
