@@ -51,6 +51,7 @@ OWN_VPC = {
     "SubnetIdA": "subnet-0123456789abcdefa",
     "SubnetIdB": "subnet-0123456789abcdefb",
 }
+BURSTING = {"EfsThroughput": "bursting"}
 ALARM_TOPIC = "arn:aws:sns:us-east-1:123456789012:alarms"
 BOUNDARY = "arn:aws:iam::123456789012:policy/boundary"
 SETTINGS: Sequence[Sequence[Parameters]] = (
@@ -651,6 +652,19 @@ def test_the_bucket_is_private_versioned_encrypted_and_asks_for_tls(everything: 
     assert json.loads(refusal.condition) == {"Bool": {"aws:SecureTransport": "false"}}
 
 
+def test_the_end_of_a_bursting_file_systems_credits_is_told() -> None:
+    """Without them a cold start reads 24 MB at 1 MiB/s."""
+    told = {"AlarmTopicArn": ALARM_TOPIC}
+    elastic, bursting, unwatched = resolved_stacks([told, {**told, **BURSTING}, BURSTING])
+    assert "BurstCreditAlarm" not in {*elastic.resources, *unwatched.resources}
+    assert bursting.properties("FileSystem")["ThroughputMode"] == "bursting"
+    alarm = bursting.properties("BurstCreditAlarm")
+    assert (alarm["Namespace"], alarm["MetricName"], alarm["Statistic"]) == ("AWS/EFS", "BurstCreditBalance", "Minimum")
+    assert alarm["Dimensions"] == [{"Name": "FileSystemId", "Value": "<FileSystem>"}]
+    assert (alarm["Threshold"], alarm["ComparisonOperator"]) == (200_000_000_000, "LessThanThreshold")
+    assert alarm["AlarmActions"] == [ALARM_TOPIC]
+
+
 def test_the_file_system_is_encrypted_elastic_and_reached_in_both_zones(stacks: list[Stack]) -> None:
     for stack in (stack for stack in stacks if stack.on_efs):
         file_system = stack.properties("FileSystem")
@@ -749,6 +763,7 @@ CHANGES = [
     {"MetricsNamespace": "Search"},
     {"MetricsDashboard": "on"},
     {"AlarmTopicArn": ALARM_TOPIC},
+    BURSTING,
     {"Runtime": "python3.14"},
     {"Deployment": "all-at-once"},
     {"PermissionsBoundary": BOUNDARY},
