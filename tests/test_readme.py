@@ -65,13 +65,17 @@ def test_boto3(start: Callable[..., Local], clients: Path, int8: Embedder) -> No
 
 
 def test_openai_with_signed_requests(start: Callable[..., Local], clients: Path, int8: Embedder) -> None:
-    """The signature is what AWS's own library makes of the very request that arrives."""
+    """The signature is what AWS's own library makes of the very request that arrives. One session signs them all."""
     url = start().url + "/"
     echo = start("tests.programs.functions.handler").url + "/echo/"
     ask = "client.embeddings.create(model='all-MiniLM-L6-v2', input='vitamin d', encoding_format='float')"
     code = program("class Signed").replace("URL +", f"{url!r} +")
-    (line,) = run(clients, f"{code}print({ask}.data[0].embedding)", **CREDENTIALS)
+    counted = "import boto3; made = []; new = boto3.Session; boto3.Session = lambda: made.append(1) or new()\n"
+    line, again, sessions = run(
+        clients, counted + code + 2 * f"print({ask}.data[0].embedding)\n" + "print(sum(made))", **CREDENTIALS
+    )
     np.testing.assert_array_equal(np.float32(json.loads(line)), int8.embed(["vitamin d"]).vectors[0])
+    assert (again, sessions) == (line, "1")
 
     code = program("class Signed").replace("URL +", f"{echo!r} +")
     check = """
