@@ -225,8 +225,8 @@ def _read_max_tokens(encoder: Path, settings: Mapping[str, Any]) -> int:
         padding = config.get("pad_token_id")
         places -= 1 + (padding if type(padding) is int else 1)
     found = min(limit or places, places)
-    if found > MAX_TOKENS:
-        raise ExportError(f"{encoder} reads {found} tokens: set max_seq_length to at most {MAX_TOKENS}")
+    if not 1 <= found <= MAX_TOKENS:
+        raise ExportError(f"{encoder} reads {found} tokens: set max_seq_length to at least 1 and at most {MAX_TOKENS}")
     return found
 
 

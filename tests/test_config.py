@@ -236,14 +236,15 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "a decoder": (lambda m: edit_json(m / "config.json", is_decoder=True), r"decoder \(is_decoder\): only encoders"),
     "no places": (lambda m: edit_json(m / "config.json", max_position_embeddings=None), "no max_position_embeddings"),
     "too many places": (
-        lambda m: [
-            edit_json(m / name, **values)
-            for name, values in {
-                "config.json": {"max_position_embeddings": 10_002},
-                TRANSFORMER: {"max_seq_length": 10_000},
-            }.items()
-        ],
-        "reads 10000 tokens: set max_seq_length to at most 8192",
+        lambda m: (
+            [edit_json(m / "config.json", max_position_embeddings=10_002)]
+            and edit_json(m / TRANSFORMER, max_seq_length=10_000)
+        ),
+        "reads 10000 tokens: set max_seq_length to at least 1 and at most 8192",
+    ),
+    "no places for tokens": (
+        lambda m: edit_json(m / "config.json", max_position_embeddings=2),
+        "reads 0 tokens: set max_seq_length to at least 1",
     ),
     "no length": (
         lambda m: edit_json(m / TRANSFORMER, max_seq_length="many"),
