@@ -30,8 +30,8 @@ if sanitized := os.environ.get("TEST_OPERATORS"):
 
 RANDOM_MODEL = os.environ.get("TEST_RANDOM_MODEL")
 """The folder that `python -m tests.support.random_model` has filled: tests of the real weights are left out then."""
-REAL = {"source_folder", "reference", "eval_data"}
-"""Fixtures that say something of the published weights."""
+NEEDED = {"source_folder", "reference", "eval_data", "moto"}
+"""Fixtures that say something of the published weights, or need AWS's stand-in."""
 LEFT_OUT = {"real_model", "slow"}
 """Markers of what the random model is not tested with."""
 
@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     left_out = [
         item
         for item in items
-        if LEFT_OUT & {mark.name for mark in item.iter_markers()} or REAL & {*getattr(item, "fixturenames", ())}
+        if LEFT_OUT & {mark.name for mark in item.iter_markers()} or NEEDED & {*getattr(item, "fixturenames", ())}
     ]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in left_out]

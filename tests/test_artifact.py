@@ -55,6 +55,7 @@ def test_what_only_some_models_have_is_stored_only_for_them(manifest: dict[str, 
     assert other.pooled_dimensions == 768
 
 
+@pytest.mark.real_model
 def test_manifest_states_what_readers_need(manifest: dict[str, Any]) -> None:
     assert manifest["model"] == "sentence-transformers/all-MiniLM-L6-v2"
     assert manifest["license"] == "apache-2.0"

@@ -14,6 +14,8 @@ from tests.support.browser import Browser, Page, browser, tab
 from tests.support.servers import CLIENTS, ROOT, Handler, Local, serving
 from tests.support.vectors import cosines
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["browser"]  # a fixture
 
 MODEL = "all-MiniLM-L6-v2"

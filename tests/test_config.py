@@ -24,6 +24,8 @@ from export.tokenizer import write_tokenizer
 from export.verify import reference_vectors
 from tests.support.models import WIDTH, edit_json, save_model
 
+pytestmark = pytest.mark.slow
+
 OLD_NAMES = {name: f"sentence_transformers.models.{name}" for name in ("Transformer", "Pooling", "Dense", "Normalize")}
 MODEL, TRANSFORMER, POOLING = "config_sentence_transformers.json", "sentence_bert_config.json", "1_Pooling/config.json"
 

@@ -56,6 +56,7 @@ def test_no_texts_give_no_vectors(embedder: Embedder) -> None:
     assert (result.vectors.shape, result.tokens, result.truncated) == ((0, 384), [], [])
 
 
+@pytest.mark.real_model
 def test_a_prompt_is_part_of_the_text(int8: Embedder) -> None:
     texts = ["vitamin d", "word " * 300]
     whole = int8.embed([f"query: {text}" for text in texts])

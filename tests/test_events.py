@@ -271,6 +271,7 @@ def test_the_limit_holds_for_what_a_body_unpacks_to(app: ModuleType, coding: str
     assert f"more than {MAX_REQUEST_BYTES} bytes" in error["message"]
 
 
+@pytest.mark.slow
 def test_a_bomb_is_not_unpacked_whole(app: ModuleType) -> None:
     """A gigabyte of blanks in a megabyte; the limit of memory is that of the request, not of the bomb."""
     packer = zlib.compressobj(9, wbits=31)

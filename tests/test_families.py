@@ -19,6 +19,8 @@ from handler import pages
 from handler.embedder import Embedder
 from tests.support.models import WIDTH, save_model
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = {"query": "query: ", "passage": "passage: "}
 TEXTS = (
     "vitamin d",

@@ -744,6 +744,7 @@ def test_a_process_killed_in_a_request_is_a_502_for_it_alone(start: Start, int8:
     assert pid_of_function(local) != pid
 
 
+@pytest.mark.real_model
 def test_more_tokens_than_the_time_allows_are_refused_and_nobody_is_killed(start: Start, int8: Embedder) -> None:
     local = start("--timeout", "2")
     for _ in range(2):  # the very first request too
@@ -782,6 +783,7 @@ def stop(local: Local) -> None:
     local.process.wait(timeout=20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "truncate"), [("a", True), (" ", True), (".", False)], ids=["long words", "white space", "punctuation"]
 )

@@ -268,6 +268,7 @@ FACTORS = st.sampled_from([0.01, 0.1, 0.5, 0.9, 1.0])
 PHASES = st.builds(Phase, FACTORS, RUNS, st.sampled_from([0.5, 2.75, 29.75]))
 
 
+@pytest.mark.slow
 @settings(max_examples=500, deadline=None)
 @given(
     past=st.lists(PHASES, max_size=12),

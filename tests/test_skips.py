@@ -35,7 +35,9 @@ def run(folder: Path, allowed: str | None, *arguments: str) -> subprocess.Comple
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("processes", [[], ["-n", "2"]], ids=["one process", "xdist"])
+@pytest.mark.parametrize(
+    "processes", [[], pytest.param(["-n", "2"], marks=pytest.mark.slow)], ids=["one process", "xdist"]
+)
 @pytest.mark.parametrize(
     ("allowed", "status"),
     [

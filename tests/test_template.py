@@ -33,6 +33,8 @@ from tests.support.stack import (
     templates_for_moto,
 )
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["moto"]  # a fixture
 
 TEMPLATE = ROOT / "template.yaml"
@@ -203,14 +205,12 @@ def test_cfn_lint_finds_nothing_in_the_template() -> None:
     assert run("cfn-lint", TEMPLATE, check=False).stdout == ""
 
 
-@pytest.mark.slow
 def test_cfn_lint_finds_nothing_where_any_three_settings_meet() -> None:
     combinations = covering_combinations()
     for parameters, found in zip(combinations, resolve(combinations, "--lint"), strict=True):
         assert found["lint"] == [], parameters
 
 
-@pytest.mark.slow
 def test_checkov_passes_and_every_waiver_has_a_reason_and_a_use(tmp_path: Path) -> None:
     combinations = [EVERYTHING, IN_PACKAGE]
     waived: set[tuple[str, str]] = set()
