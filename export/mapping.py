@@ -12,7 +12,7 @@ from artifact.manifest import WEIGHTS_SUFFIX
 
 ALIGNMENT = 64
 """Bytes: a cache line, and the widest vector register."""
-_TABLES = {"Gather": slice(1), "Embed": slice(1, 5)}
+_TABLES = {"Gather": slice(1), "Embed": slice(1, 5), "EmbedAfterPadding": slice(1, 5)}
 """Which inputs of an operator are looked up by row."""
 SMALLEST = 1024
 """Bytes below which a tensor stays in the ONNX file."""

@@ -57,11 +57,14 @@ typedef struct Coding {
     float *rest;
 } Coding;
 
+enum { NO_TOKEN = -1 };
+
 typedef struct Embed {
     int64_t texts, tokens;
     const int64_t *ids;
     const int8_t *words;
     const float *word_scales, *channel_scales, *positions;
+    int64_t padding; /* a token id that has the first position, and after which the others' begin; or NO_TOKEN */
     Normalization normalization;
     float *y;
     Coding coding;

@@ -69,11 +69,13 @@ static INLINE void normalize(const Normalization *norm, float *y, Floats total, 
 }
 
 static void embed(const Embed *embedding) {
-    const int64_t size = embedding->normalization.size;
+    const int64_t size = embedding->normalization.size, first = embedding->padding != NO_TOKEN;
+    int64_t next = first;
     for (int64_t row = 0; row < embedding->texts * embedding->tokens; row++) {
         const int64_t id = embedding->ids[row];
         const int8_t *word = embedding->words + id * size;
-        const float *place = embedding->positions + row % embedding->tokens * size;
+        if (row % embedding->tokens == 0) next = first;
+        const float *place = embedding->positions + (id == embedding->padding ? 0 : next++) * size;
         Floats scale = all(embedding->word_scales[id]), total = {};
         float *y = embedding->y + row * size;
         for (int64_t i = 0; i < size; i += LANES) {

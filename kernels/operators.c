@@ -6,6 +6,8 @@
      Embed(ids, words, word_scales, channel_scales, positions, gamma, beta, CODING) -> y, codes, rest
                                                                                        attribute: epsilon
          y = LayerNormalization(words[id] channel_scales word_scales[id] + positions[token])
+     EmbedAfterPadding, the same                                                       attributes: epsilon, padding
+         positions[0] for the token id `padding`, positions[n] for the n-th other token of a text, n = 1, 2, ...
      Linear(PRODUCT) -> y
      AttentionQuantize(qkv, ids) -> codes, rest                                        attributes: heads, alpha
          codes of softmax(alpha Q K^T) V of each head; only the shape of ids counts
@@ -52,7 +54,7 @@
 #include <sys/auxv.h>
 #endif
 
-enum { HEADS = 1, ALPHA = 2, EPSILON = 4, MOST_INPUTS = 12 };
+enum { HEADS = 1, ALPHA = 2, EPSILON = 4, PADDING = 8, MOST_INPUTS = 12 };
 
 /* What the shapes of inputs have in common. */
 enum Quantity {
@@ -88,7 +90,7 @@ typedef struct Definition Definition;
 typedef struct Kernel {
     const Definition *definition;
     const Api *api;
-    int64_t heads, quantities[QUANTITIES];
+    int64_t heads, padding, quantities[QUANTITIES];
     float alpha, epsilon;
     const void *constants[MOST_INPUTS];
 } Kernel;
@@ -282,10 +284,12 @@ static void compute_embed(Run *run) {
         .word_scales = run->inputs[2],
         .channel_scales = run->inputs[3],
         .positions = run->inputs[4],
+        .padding = run->kernel->padding,
         .normalization = normalization_of(run, 5, size),
     };
     const int64_t rows = embedding.texts * embedding.tokens, words = run->quantities[WORDS];
-    check(run, embedding.tokens <= run->quantities[POSITIONS], "a text has more tokens than there are positions");
+    const int64_t positions = run->quantities[POSITIONS] - (embedding.padding != NO_TOKEN);
+    check(run, embedding.tokens <= positions, "a text has more tokens than there are positions");
     for (int64_t i = 0; !run->error && i < rows; i++)
         check(run, embedding.ids[i] >= 0 && embedding.ids[i] < words, "a token id is not in the vocabulary");
     embedding.y = output_of(run, 0, (int64_t[]){rows, size}, 2);
@@ -463,6 +467,9 @@ static Status *read_attributes(Kernel *kernel, const KernelInfo *info) {
     if (!error && attributes & EPSILON) error = api->KernelInfoGetAttribute_float(info, "epsilon", &kernel->epsilon);
     if (!error && attributes & EPSILON && !(kernel->epsilon >= 0 && kernel->epsilon <= LARGEST))
         error = api->CreateStatus(FAIL, "epsilon is not a number from 0 to 1e12");
+    if (!error && attributes & PADDING) error = api->KernelInfoGetAttribute_int64(info, "padding", &kernel->padding);
+    if (!error && attributes & PADDING && kernel->padding < 0)
+        error = api->CreateStatus(FAIL, "padding is not a token id");
     return error;
 }
 
@@ -491,6 +498,7 @@ static Status *create(const Operator *operator, const Api *api, const KernelInfo
     if (!kernel) return api->CreateStatus(FAIL, "out of memory");
     kernel->definition = definition_of(operator);
     kernel->api = api;
+    kernel->padding = NO_TOKEN;
     for (int i = 0; i < QUANTITIES; i++) kernel->quantities[i] = i == UNIT ? 1 : -1;
     Status *error = read_attributes(kernel, info);
     if (!error) error = read_constants(kernel, info);
@@ -541,18 +549,20 @@ static Status *compute(void *of, KernelContext *context) {
     {"factor", FLOAT, CONSTANT, {N(quantity, times), ONE}},                                                           \
     {"outlier_channels", INT64, CONSTANT, {N(OUTLIERS_WRITTEN, 1), ONE}}
 
+#define TABLES                                                                                                        \
+    {"words", INT8, CONSTANT, {N(WORDS, 1), N(CHANNELS, LANES)}},                                                     \
+    {"word_scales", FLOAT, CONSTANT, {N(WORDS, 1), ONE}},                                                             \
+    {"channel_scales", FLOAT, CONSTANT, {N(CHANNELS, LANES), ONE}},                                                   \
+    {"positions", FLOAT, CONSTANT, {N(POSITIONS, 1), N(CHANNELS, LANES)}}
+
 static const Definition definitions[] = {
     {
         OPERATOR, "Embed", compute_embed, NULL, EPSILON, {FLOAT, UINT8, FLOAT},
-        {
-            IDS,
-            {"words", INT8, CONSTANT, {N(WORDS, 1), N(CHANNELS, LANES)}},
-            {"word_scales", FLOAT, CONSTANT, {N(WORDS, 1), ONE}},
-            {"channel_scales", FLOAT, CONSTANT, {N(CHANNELS, LANES), ONE}},
-            {"positions", FLOAT, CONSTANT, {N(POSITIONS, 1), N(CHANNELS, LANES)}},
-            NORMALIZATION(CHANNELS, LANES),
-            CODING(CHANNELS, LANES),
-        },
+        {IDS, TABLES, NORMALIZATION(CHANNELS, LANES), CODING(CHANNELS, LANES)},
+    },
+    {
+        OPERATOR, "EmbedAfterPadding", compute_embed, NULL, EPSILON | PADDING, {FLOAT, UINT8, FLOAT},
+        {IDS, TABLES, NORMALIZATION(CHANNELS, LANES), CODING(CHANNELS, LANES)},
     },
     {
         OPERATOR, "AttentionQuantize", compute_attention_quantize, NULL, HEADS | ALPHA, {UINT8, FLOAT},

@@ -21,9 +21,11 @@ from tests.support import reference
 from tests.support.operators import (
     DATA,
     EXAMPLES,
+    PADDING,
     add_inputs,
     attention_inputs,
     coding,
+    embed_after_padding_inputs,
     embed_inputs,
     normal,
     product_inputs,
@@ -67,6 +69,17 @@ def test_embed(texts: int, tokens: int, size: int) -> None:
     assert y.dtype == np.float32
     np.testing.assert_allclose(y, exact, atol=1e-5)
     assert_codes(codes, rest, exact, inputs)
+
+
+@pytest.mark.parametrize(("texts", "tokens", "size"), [(1, 3, 16), (3, 19, 384), (2, 5, 48)])
+def test_embed_after_padding(texts: int, tokens: int, size: int) -> None:
+    """Padding, which a text can name, has a place of its own and takes none from the others."""
+    inputs = embed_after_padding_inputs(texts, tokens, size)
+    y, codes, rest = run("EmbedAfterPadding", inputs, ["y", "codes", "rest"], epsilon=EPSILON, padding=PADDING)
+    exact = reference.embed(inputs, PADDING)
+    np.testing.assert_allclose(y, exact, atol=1e-5)
+    assert_codes(codes, rest, exact, inputs)
+    assert not np.allclose(exact, reference.embed(inputs), atol=1e-2)
 
 
 ROWS = [*range(1, 28), 47, 48, 49, 60, 61, 97]
@@ -345,7 +358,7 @@ def test_no_rows_give_no_rows(operator: str) -> None:
 
 SHAPES = [(0,), (0, 0), (1,), (1, 1), (3,), (16, 0), (0, 16), (16,), (32, 1), (96, 2), (5, 5), (7, 1), (1, 1, 1)]
 OF_ANY_LENGTH = {"outlier_channels": 7}
-OF_ANY_SHAPE = {("Embed", "ids"): len(SHAPES) - 1}
+OF_ANY_SHAPE = {(operator, "ids"): len(SHAPES) - 1 for operator in ("Embed", "EmbedAfterPadding")}
 """Inputs of which some of these shapes fit, and how many: lists, or all with up to two axes."""
 
 
@@ -379,6 +392,8 @@ BAD_VALUES: list[tuple[str, dict[str, np.ndarray], dict[str, Any], str]] = [
     ("Embed", {"ids": np.array([[50, 0]])}, {}, "a token id is not in the vocabulary"),
     ("Embed", {"ids": np.array([[0, -1]])}, {}, "a token id is not in the vocabulary"),
     ("Embed", {"ids": np.zeros((1, 21), np.int64)}, {}, "a text has more tokens than there are positions"),
+    ("EmbedAfterPadding", {"ids": np.zeros((1, 20), np.int64)}, {}, "a text has more tokens than there are positions"),
+    ("EmbedAfterPadding", {}, {"padding": -1}, "padding is not a token id"),
     ("Linear", {"sums": np.full(96, 128 * 48 + 1, np.int32)}, {}, "sums holds a sum that no int8 weights have"),
     ("Linear", {"bias": np.zeros(64, np.float32)}, {}, "Linear: bias of shape 64 x 1 does not fit the other inputs"),
     ("Linear", {"input": np.zeros((60, 24), np.uint8)}, {}, "codes of shape 60 x 24 does not fit"),

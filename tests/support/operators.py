@@ -16,6 +16,8 @@ from tests.support.reference import EPSILON, Arrays
 
 DATA = {"ids", "input", "input_rest", "residual", "x", "qkv"}
 """Inputs that another operator computes. All others are weights, which the model holds."""
+PADDING = 7
+"""The token id of padding in examples."""
 
 
 def run(kind: str, inputs: Arrays, outputs: list[str], data: Set[str] = DATA, **attributes: float) -> list[np.ndarray]:
@@ -73,6 +75,12 @@ def embed_inputs(texts: int, tokens: int, size: int) -> dict[str, np.ndarray]:
     }
 
 
+def embed_after_padding_inputs(texts: int, tokens: int, size: int) -> dict[str, np.ndarray]:
+    inputs = embed_inputs(texts, tokens, size)
+    inputs["ids"][0, 1:3] = PADDING
+    return inputs
+
+
 def product_inputs(rows: int, size: int, columns: int, outliers: int = 0) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Inputs of a product, and what comes out, float64 of shape (rows, columns)."""
     random = np.random.default_rng([rows, size, columns])
@@ -105,6 +113,11 @@ def attention_inputs(texts: int, tokens: int, heads: int, size: int, spread: flo
 
 EXAMPLES: dict[str, tuple[Callable[[], Arrays], list[str], dict[str, Any]]] = {
     "Embed": (lambda: embed_inputs(2, 5, 48), ["y", "codes", "rest"], {"epsilon": EPSILON}),
+    "EmbedAfterPadding": (
+        lambda: embed_after_padding_inputs(2, 5, 48),
+        ["y", "codes", "rest"],
+        {"epsilon": EPSILON, "padding": PADDING},
+    ),
     "AttentionQuantize": (lambda: attention_inputs(3, 20, 2, 32), ["codes", "rest"], {"heads": 2, "alpha": 0.2}),
     "Linear": (lambda: product_inputs(60, 48, 96, 2)[0], ["y"], {}),
     "LinearAddNormalize": (

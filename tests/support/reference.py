@@ -30,10 +30,18 @@ def unrounded_codes(y: Array64, inputs: Arrays) -> tuple[Array64, Array64]:
     return codes, np.concatenate([scale, lowest, y[:, inputs["outlier_channels"]]], axis=1)
 
 
-def embed(inputs: Arrays) -> Array64:
+def embed(inputs: Arrays, padding: int | None = None) -> Array64:
+    ids = inputs["ids"]
     scales = inputs["word_scales"].astype(float)[:, None] * inputs["channel_scales"]
-    words = (inputs["words"] * scales)[inputs["ids"]]
-    return normalized(words + inputs["positions"][: inputs["ids"].shape[1]], inputs).reshape(-1, words.shape[-1])
+    words = (inputs["words"] * scales)[ids]
+    places = np.arange(ids.shape[1])[None] if padding is None else np.where(ids == padding, 0, _count(ids != padding))
+    return normalized(words + inputs["positions"][places], inputs).reshape(-1, words.shape[-1])
+
+
+def _count(of: np.ndarray) -> np.ndarray:
+    """How many are true in a row up to each place, that included."""
+    found: np.ndarray = np.cumsum(of, axis=1)
+    return found
 
 
 def normalized(x: Array64, inputs: Arrays) -> Array64:
