@@ -6,7 +6,7 @@ sum a row in as many lanes as the CPU's vectors have, so the same text would get
 Graviton. The operators of `kernels/` make each number by the same operations in the same order everywhere, and in one
 pass over memory where onnxruntime's take up to ten:
 
-    Embed                           tables, LayerNormalization, codes
+    Embed, EmbedAfterPadding        tables, LayerNormalization, codes
     Linear                          query, key and value
     AttentionQuantize               attention, codes
     LinearAddNormalizeQuantize      attention's output, residual, LayerNormalization, codes
@@ -28,13 +28,16 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from quantize.errors import QuantizationError
-from quantize.fusion import IDS, MICROSOFT, OPSET, SEGMENTS, Graph, Group, heads_of
+from quantize.fusion import IDS, MICROSOFT, OPSET, SEGMENTS, Graph, Group, heads_of, needed
 from quantize.linear import QuantizedLinear
+from quantize.places import places_by
 from quantize.writer import Writer
 
 DOMAIN = "lambda.embeddings"
 LANES = 16
-"""Channels of a layer, and of a head of attention, must be a multiple of this."""
+"""Channels of a layer, and of a head of attention, are a multiple of it."""
+ROWS_AT_ONCE = 4096
+"""Of the table of words: more of them in float32 would only take memory."""
 BLOCK, QUAD = 32, 4
 """Columns and inputs of a linear layer whose weights lie together (kernels/operators.c, "PRODUCT")."""
 
@@ -51,15 +54,28 @@ def rest_of(tensor: str) -> str:
     return f"{tensor}/rest"
 
 
-def assemble(graph: Graph, quantized: Mapping[str, QuantizedLinear], further: Sequence[str] = ()) -> onnx.ModelProto:
-    """A model of token ids, int64 of shape (texts, tokens), with `quantized` in place of the groups of those names.
+def assemble(graph: Graph, quantized: Mapping[str, QuantizedLinear], wanted: Sequence[str] = ()) -> onnx.ModelProto:
+    """A model of token ids, int64 of shape (texts, tokens), with `quantized` in the place of the groups of that name.
 
-    The output is the last hidden state, float32 of shape (texts, tokens, channels); `further` names tensors to output
-    as well.
-    Raises QuantizationError if the graph is not that of a BERT-like encoder, or has sizes that the operators do not
-    support.
+    The output is the last hidden state, float32 of shape (texts, tokens, channels), or the tensors `wanted`, and the
+    model has no more than they need.
+    Raises QuantizationError if the graph is not that of a BERT-like encoder, or has sizes that the operators do not.
     """
-    return _Assembly(graph, quantized).model(further)
+    model = _Assembly(graph, quantized).model()
+    if wanted:
+        _keep(model.graph, wanted)
+    return model
+
+
+def _keep(graph: onnx.GraphProto, wanted: Sequence[str]) -> None:
+    """Leave what the tensors `wanted` need, and make them the outputs."""
+    nodes = needed(graph.node, wanted)
+    read = {name for node in nodes for name in node.input}
+    constants = [constant for constant in graph.initializer if constant.name in read]
+    del graph.node[:], graph.initializer[:], graph.output[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(constants)
+    graph.output.extend(helper.make_empty_tensor_value_info(name) for name in wanted)
 
 
 class _Assembly:
@@ -71,7 +87,7 @@ class _Assembly:
         self._linear = {linear.output: group for group in graph.groups for linear in group.linears}
         self._makers = {node.output[0]: node for node in graph.nodes}
 
-    def model(self, further: Sequence[str]) -> onnx.ModelProto:
+    def model(self) -> onnx.ModelProto:
         for part in self._graph.parts:
             if isinstance(part, Group):
                 continue  # written with what follows it
@@ -87,10 +103,7 @@ class _Assembly:
             self._writer.nodes,
             "encoder",
             [helper.make_tensor_value_info(IDS, onnx.TensorProto.INT64, sizes)],
-            [
-                helper.make_tensor_value_info(self._graph.output, onnx.TensorProto.FLOAT, [*sizes, channels]),
-                *(helper.make_empty_tensor_value_info(name) for name in further),
-            ],
+            [helper.make_tensor_value_info(self._graph.output, onnx.TensorProto.FLOAT, [*sizes, channels])],
             self._writer.constants,
         )
         opsets = [
@@ -129,8 +142,13 @@ class _Assembly:
         linears = [name for name in addends if name in self._linear]
         outputs = [output, codes_of(output), rest_of(output)]
         if not linears:
-            inputs = [IDS, *self._tables(source), *affine, *self._coding(output)]
-            self._writer.node_of_outputs("Embed", inputs, outputs, DOMAIN, epsilon=epsilon)
+            tables, padding = self._tables(source)
+            inputs = [IDS, *tables, *affine, *self._coding(output)]
+            if padding is None:
+                self._writer.node_of_outputs("Embed", inputs, outputs, DOMAIN, epsilon=epsilon)
+            else:
+                attributes = {"epsilon": epsilon, "padding": padding}
+                self._writer.node_of_outputs("EmbedAfterPadding", inputs, outputs, DOMAIN, **attributes)
             return
         group = self._linear[linears[0]]
         (stream,) = (name for name in addends if name != linears[0])
@@ -166,10 +184,11 @@ class _Assembly:
         inputs += self._coding(output)
         self._writer.node_of_outputs(kind, inputs, [codes_of(output), rest_of(output)], DOMAIN)
 
-    def _tables(self, tensor: str) -> list[str]:
-        """The table of words as int8 with a scale for each row and each channel, and the position embeddings with the
-        first row of segments added. Without channel scales one large channel would make a frequent token coarse."""
-        words, places, segments = None, None, np.float32(0)
+    def _tables(self, tensor: str) -> tuple[list[str], int | None]:
+        """The table of words as int8 with one scale a row and one a channel, and that of places, from the first that is
+        read on, with the first row of segments added; and the token of padding, if that has a place of its own. Without
+        the channels' scales a far channel of a frequent token would make it coarse."""
+        words, places, segments, padding = None, None, np.float32(0), None
         waiting = [tensor]
         while waiting:
             node = self._makers.get(waiting.pop())
@@ -185,46 +204,38 @@ class _Assembly:
                 words = numpy_helper.to_array(table)
             elif node.input[1] == SEGMENTS:
                 segments = numpy_helper.to_array(table)[0]
-            elif self._counts_from_0(node.input[1], table.dims[0]):
-                places = numpy_helper.to_array(table)
+            elif (read := places_by(self._graph, node.input[1])) is not None:
+                places, padding = numpy_helper.to_array(table)[read.first :], read.padding
             else:
                 raise QuantizationError(
-                    f"{tensor} reads a table by {node.input[1]}: only {IDS}, {SEGMENTS} and positions counted from 0 "
-                    "are supported"
+                    f"{tensor} reads a table by {node.input[1]}: only {IDS}, {SEGMENTS} and places that count the "
+                    "tokens of a text are supported"
                 )
         if words is None or places is None:
-            raise QuantizationError(f"{tensor} is made without a table of words or of positions counted from 0")
-        channel_scale = np.maximum(np.abs(words).max(axis=0), np.float32(1e-12))
-        relative = words / channel_scale
-        word_scale = np.maximum(np.abs(relative).max(axis=1), np.float32(1e-12)) / np.float32(127)
-        return [
-            self._writer.constant("words", np.rint(relative / word_scale[:, None]).astype(np.int8)),
-            self._writer.constant("word_scales", word_scale),
-            self._writer.constant("channel_scales", channel_scale),
-            self._writer.constant("places", places + segments),
-        ]
-
-    def _counts_from_0(self, name: str, rows: int) -> bool:
-        """Whether a tensor is the positions of a text's tokens, 0, 1, ..., in an array of shape (1, tokens)."""
-        cut = self._makers.get(name)
-        if cut is None or cut.op_type != "Slice" or len(cut.input) < 4:
-            return False
-        expected = [[list(range(rows))], [0], None, [1], [1]]
-        pairs = zip(cut.input, expected, strict=False)
-        return all(value is None or self._constant(given) == value for given, value in pairs)
-
-    def _constant(self, name: str) -> object:
-        """The value of an initializer or of a Constant; None of anything else."""
-        if name in self._graph.constants:
-            return self._value(name).tolist()
-        node = self._makers.get(name)
-        if node is None or node.op_type != "Constant":
-            return None
-        value: object = numpy_helper.to_array(node.attribute[0].t).tolist()
-        return value
+            raise QuantizationError(f"{tensor} is made without a table of words or of places")
+        codes, word_scales, channel_scales = quantize_rows(words)
+        tables: dict[str, npt.NDArray[Any]] = {
+            "words": codes,
+            "word_scales": word_scales,
+            "channel_scales": channel_scales,
+            "places": places + segments,
+        }
+        return [self._writer.constant(name, value) for name, value in tables.items()], padding
 
     def _value(self, name: str) -> npt.NDArray[np.generic]:
         return numpy_helper.to_array(self._graph.constants[name])
+
+
+def quantize_rows(table: Array) -> tuple[npt.NDArray[np.int8], Array, Array]:
+    """A table as int8 codes of its shape (rows, channels), one scale a row and one a channel."""
+    channel_scales: Array = np.maximum(np.maximum(table.max(axis=0), -table.min(axis=0)), np.float32(1e-12))
+    codes, row_scales = np.empty(table.shape, np.int8), np.empty(len(table), np.float32)
+    for start in range(0, len(table), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        relative = table[rows] / channel_scales
+        row_scales[rows] = np.maximum(np.abs(relative).max(axis=1), np.float32(1e-12)) / np.float32(127)
+        codes[rows] = np.rint(relative / row_scales[rows, None])
+    return codes, row_scales, channel_scales
 
 
 def check_sizes(graph: Graph) -> None:

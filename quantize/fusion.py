@@ -47,12 +47,10 @@ LAYER = (
     {"Add"},
     {"LayerNormalization"},
 )
-"""What an encoder layer is made of. Each part reads the output of the one before it; Add also reads the layer's input
-or the output of the first LayerNormalization."""
-REMEDY = (
-    "and the recipe per-token takes only encoders like BERT: export one with optimum, task feature-extraction, or take "
-    "a dynamic recipe"
-)
+"""What an encoder layer is made of. Each reads the output of that before it, and Add the layer's input or the output
+of the first LayerNormalization too."""
+OTHERWISE = "take --recipe avx2, or keep float32: python -m export --precision fp32"
+REMEDY = f"and the recipe per-token takes only encoders like BERT, exported by optimum: {OTHERWISE}"
 
 Array = npt.NDArray[np.float32]
 
@@ -128,8 +126,10 @@ def fuse(source: Path) -> Graph:
     opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     if opset < MIN_OPSET:
         raise QuantizationError(f"{source} is of opset {opset}: export it for {MIN_OPSET} or later, as optimum does")
-    graph = _fused(source, _encoder_alone(model)).graph
-    constants = {constant.name: constant for constant in graph.initializer}
+    alone, tables = _encoder_alone(model)
+    del model  # which can be a gigabyte of words
+    graph = _fused(source, alone).graph
+    constants = {constant.name: constant for constant in graph.initializer} | tables
     output = graph.output[0].name
     try:
         nodes = _with_segments(needed(graph.node, [output]), constants)
@@ -140,17 +140,36 @@ def fuse(source: Path) -> Graph:
     return Graph(parts, constants, output)
 
 
-def _encoder_alone(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A model without what the tool cannot handle: nodes that only other outputs need, such as pooling, and inputs that
-    are weights or have no shape, as other exporters write them."""
+def _encoder_alone(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, TensorProto]]:
+    """A model without what the tool trips over: nodes that only other outputs need, such as pooling, and inputs that
+    are weights or of no shape, as other exporters write them. And the tables of words, by name, of which the model has
+    one row, since the tool copies what it is given."""
     graph = model.graph
     nodes = needed(graph.node, [graph.output[0].name])
     constants = {tensor.name for tensor in graph.initializer}
     names = [value.name for value in graph.input if value.name not in constants]
-    del graph.output[1:], graph.node[:], graph.input[:]
-    graph.node.extend(nodes)
-    graph.input.extend(helper.make_tensor_value_info(name, TensorProto.INT64, ["texts", "tokens"]) for name in names)
-    return model
+    of_words = {node.input[0] for node in nodes if node.op_type == "Gather" and node.input[1] == IDS}
+    of_words -= {name for node in nodes for name in node.input if node.op_type != "Gather"}
+    kept = [tensor for tensor in graph.initializer if tensor.name not in of_words]
+    tables = {tensor.name: _copy(tensor) for tensor in graph.initializer if tensor.name in of_words}
+    for name, table in tables.items():
+        row = np.zeros((1, *table.dims[1:]), helper.tensor_dtype_to_np_dtype(table.data_type))
+        kept.append(numpy_helper.from_array(row, name))
+    alone = helper.make_graph(
+        nodes,
+        "encoder",
+        [helper.make_tensor_value_info(name, TensorProto.INT64, ["texts", "tokens"]) for name in names],
+        graph.output[:1],
+        kept,
+    )
+    return helper.make_model(alone, opset_imports=model.opset_import, ir_version=model.ir_version), tables
+
+
+def _copy(tensor: TensorProto) -> TensorProto:
+    """One that does not keep the memory of the model that it was part of."""
+    copied = TensorProto()
+    copied.CopyFrom(tensor)
+    return copied
 
 
 def _fused(source: Path, model: onnx.ModelProto) -> onnx.ModelProto:

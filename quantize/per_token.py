@@ -17,7 +17,8 @@ import numpy.typing as npt
 
 from kernels import VERSION
 from quantize.assemble import assemble, check_sizes, codes_of, rest_of
-from quantize.fusion import Graph, Group, fuse
+from quantize.errors import QuantizationError
+from quantize.fusion import OTHERWISE, Graph, Group, fuse
 from quantize.linear import QuantizedLinear, outlier_channels, quantize_linear, smoothing_factors
 from quantize.rounding import on_grid
 from quantize.session import open_session, run, runs_of
@@ -28,6 +29,10 @@ Advance = Callable[[int, int], None]
 
 SAMPLE = 8
 """One token in SAMPLE is used for the products of channels, which take most of the time."""
+
+
+PRODUCTS_AT_ONCE = 1 << 30
+"""Bytes of products that are kept. A model that has more is run as often as it takes."""
 
 
 @dataclass(frozen=True)
@@ -77,30 +82,38 @@ class PerTokenRecipe:
             graph = fuse(source)
         finally:
             logging.disable(logging.NOTSET)
-        check_sizes(graph)
-        inputs = self._inputs(graph, pieces, advance)
-        target.write_bytes(assemble(graph, self._quantized(graph, inputs)).SerializeToString())
+        try:
+            check_sizes(graph)
+            quantized = self._quantized(graph, pieces, advance)
+        except QuantizationError as error:
+            raise QuantizationError(f"{source}: {error}; {OTHERWISE}") from error
+        target.write_bytes(assemble(graph, quantized).SerializeToString())
 
-    def _inputs(self, graph: Graph, pieces: Sequence[Sequence[int]], advance: Advance) -> dict[str, Inputs]:
-        """What each group has read, by the name of its input."""
+    def _quantized(self, graph: Graph, pieces: Sequence[Sequence[int]], advance: Advance) -> dict[str, QuantizedLinear]:
+        """Each group, by its name."""
         plain = {group.name: quantize_linear(group.weight, group.bias, *_plain(group), None) for group in graph.groups}
-        found = {group.input: Inputs.none(len(group.weight)) for group in graph.groups}
-        names = [name for tensor in found for name in (codes_of(tensor), rest_of(tensor))]
-        session = open_session(assemble(graph, plain, names).SerializeToString())
-        runs = runs_of(pieces)
-        for index, each in enumerate(runs):
-            advance(index, len(runs))
-            values = iter(run(session, names, each))
-            for tensor, codes, rest in zip(found, values, values, strict=True):
-                found[tensor] = found[tensor].with_rows(codes * rest[:, :1] + rest[:, 1:2])
-        advance(len(runs), len(runs))
-        return found
-
-    def _quantized(self, graph: Graph, inputs: Mapping[str, Inputs]) -> dict[str, QuantizedLinear]:
-        """Each group quantized, by its name."""
-        of_output = {linear.output: group for group in graph.groups for linear in group.linears}
         done: dict[str, QuantizedLinear] = {}
-        for group in graph.groups:
+        parts = _parts(graph.groups)
+        runs = runs_of(pieces)
+        for number, part in enumerate(parts):
+            names = [name for group in part for name in (codes_of(group.input), rest_of(group.input))]
+            session = open_session(assemble(graph, plain, names).SerializeToString())
+            inputs = {group.input: Inputs.none(len(group.weight)) for group in part}
+            for index, each in enumerate(runs):
+                advance(number * len(runs) + index, len(parts) * len(runs))
+                values = iter(run(session, names, each))
+                for tensor, codes, rest in zip(inputs, values, values, strict=True):
+                    inputs[tensor] = inputs[tensor].with_rows(codes * rest[:, :1] + rest[:, 1:2])
+            self._quantize(graph, part, inputs, done)
+        advance(len(parts) * len(runs), len(parts) * len(runs))
+        return done
+
+    def _quantize(
+        self, graph: Graph, part: Sequence[Group], inputs: Mapping[str, Inputs], done: dict[str, QuantizedLinear]
+    ) -> None:
+        """Put the groups `part`, whose inputs are known by name, to those that are `done`, by their own names."""
+        of_output = {linear.output: group for group in graph.groups for linear in group.linears}
+        for group in part:
             smoothing, outliers = _plain(group)
             largest, products = inputs[group.input].largest, inputs[group.input].products
             if self.smooth:
@@ -114,7 +127,20 @@ class PerTokenRecipe:
                 source = of_output[group.folds_into]
                 columns = source.columns(group.folds_into)
                 done[source.name] = _divided(done[source.name], columns, smoothing)
-        return done
+
+
+def _parts(groups: Sequence[Group]) -> list[list[Group]]:
+    """Groups in order, in parts whose products have at most PRODUCTS_AT_ONCE bytes together, or of one group."""
+    parts: list[list[Group]] = []
+    free = 0
+    for group in groups:
+        size = 8 * len(group.weight) ** 2
+        if size > free:
+            parts.append([])
+            free = PRODUCTS_AT_ONCE
+        parts[-1].append(group)
+        free -= size
+    return parts
 
 
 def _plain(group: Group) -> tuple[Array, npt.NDArray[np.int64]]:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from quantize.check import Report, report
+from quantize.check import Report, check_fits, report
 from quantize.dynamic import DynamicRecipe
 from quantize.errors import QuantizationError
 from quantize.per_token import Advance, PerTokenRecipe
@@ -43,15 +43,16 @@ def quantize(
 
     `tokenizer` is the model's tokenizer.json: pieces of its vocabulary, of at most `max_tokens`, show the recipe
     per-token which channels reach far, and some are what every recipe's result is checked on. `advance` is called with
-    the number of runs done and of all runs. `min_cosine` is the mean cosine to float32 that the check must find, by
-    default the recipe's own.
+    the runs done and their number. `min_cosine` is the mean cosine to float32 that the check must find, by default the
+    recipe's own.
     Raises QuantizationError if the recipe is unknown, `source` is not what `check_source` and the recipe expect, the
-    tokenizer cannot be read, or the result is below `min_cosine`.
+    tokenizer cannot be read or is another model's, or the result is below `min_cosine`.
     """
     if recipe not in RECIPES:
         raise QuantizationError(f"no recipe {recipe!r}: choose one of {', '.join(RECIPES)}")
     check_source(source)
     vocabulary = pieces(tokenizer, max_tokens)
+    check_fits(source, tokenizer, vocabulary)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         RECIPES[recipe].apply(source, partial, vocabulary, advance)

@@ -38,7 +38,7 @@ def feed(texts: Sequence[Sequence[int]]) -> Feed:
 def open_session(model: Path | bytes) -> onnxruntime.InferenceSession:
     """A quiet session of a file, or of a model's bytes. Raises QuantizationError if the operators cannot be loaded."""
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # what is wrong is raised, and need not be told twice
     try:
         register(options)
     except OperatorsError as error:

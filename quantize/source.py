@@ -41,6 +41,11 @@ def check_source(path: Path) -> None:
     Such a model reads the token ids of texts of any number and length, has one vector per token as its first output,
     and can be run by onnxruntime.
     """
+    _check_runs(path, _check_graph(path))
+
+
+def _check_graph(path: Path) -> str:
+    """Raise QuantizationError as `check_source` does of what need not be run; the name of the first output."""
     model = _read(path)
     graph = model.graph
     nodes = list(_nodes([*graph.node, *(node for function in model.functions for node in function.node)]))
@@ -51,7 +56,7 @@ def check_source(path: Path) -> None:
     _check_types(path, tensors)
     _check_inputs(path, graph)
     _check_has_linears(path, graph)
-    _check_runs(path, graph.output[0].name)
+    return str(graph.output[0].name)
 
 
 def _read(path: Path) -> onnx.ModelProto:

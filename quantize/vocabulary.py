@@ -10,14 +10,17 @@ from tokenizers import Tokenizer
 from quantize.errors import QuantizationError
 
 REPEATED, TIMES = 16, 16
-"""One token in REPEATED makes a further piece, which has it TIMES times: only this shows what one word does to all
-tokens of a text at once."""
+"""One token in that many makes a further piece, which repeats it that often: what one word does to all tokens of a text
+at once shows there alone."""
+MOST = 1 << 15
+"""Tokens of a larger vocabulary that are taken, spread evenly over it: eight times as many take eight times as long and
+change nothing that matters."""
 GOLDEN = (math.sqrt(5) - 1) / 2
 
 
 def pieces(tokenizer: Path, max_tokens: int) -> list[list[int]]:
-    """Pieces with each token of the vocabulary once, far from its neighbours there, and pieces that repeat a token; all
-    with the special tokens of a text.
+    """Each token of the vocabulary, or MOST of them, once, far from its neighbours there, with the special tokens of a
+    text, and some repeated.
 
     They are always the same, as no random numbers are used.
     Raises QuantizationError if the tokenizer cannot be read, or texts have no room for its tokens.
@@ -36,16 +39,17 @@ def pieces(tokenizer: Path, max_tokens: int) -> list[list[int]]:
 
 
 def cut(tokens: int, specials: list[int], max_tokens: int) -> list[list[int]]:
-    """The ids 0 to `tokens` - 1 in pieces, then some repeated; `specials` are the first and last tokens of a text."""
+    """The ids 0 to `tokens` - 1, or MOST of them, in pieces, then some repeated; `specials` are the first and last
+    tokens of a text."""
     # Steps of the golden ratio spread best over a circle.
     step = max(1, round(tokens * GOLDEN))
     while math.gcd(step, tokens) != 1:
         step += 1
-    order = [place * step % tokens for place in range(tokens)]
+    order = [place * step % tokens for place in range(min(tokens, MOST))]
     made: list[list[int]] = []
     room = max_tokens - len(specials)
     start, times, made_of = 0, min(TIMES, room), dict.fromkeys(_sizes(room), 0)
-    while start < tokens:
+    while start < len(order):
         size = min(made_of, key=made_of.__getitem__)
         made_of[size] += size + len(specials)
         made.append([*specials[:1], *order[start : start + size], *specials[1:]])

@@ -30,14 +30,18 @@ from transformers import (
     T5EncoderModel,
     ViTConfig,
     ViTModel,
+    XLMRobertaConfig,
+    XLMRobertaModel,
 )
 
 import quantize.dynamic
 import quantize.fusion
 from artifact.manifest import open_artifact
+from export.to_onnx import to_onnx
 from quantize import RECIPES, QuantizationError, Report
 from quantize import quantize as quantize_file
 from quantize.fusion import fuse
+from quantize.session import feed, open_session, run
 from quantize.source import LARGEST, check_source
 
 pytestmark = pytest.mark.slow
@@ -512,9 +516,8 @@ def test_no_weights(tmp_path: Path) -> None:
 # What the recipe per-token does not take
 
 
-ONLY_BERT = (
-    "and the recipe per-token takes only encoders like BERT: export one with optimum, task feature-extraction, or take"
-)
+OTHERWISE = "take --recipe avx2, or keep float32: python -m export --precision fp32"
+ONLY_BERT = f"and the recipe per-token takes only encoders like BERT, exported by optimum: {OTHERWISE}"
 
 
 def without_bias(model: ModelProto) -> None:
@@ -581,7 +584,7 @@ def test_other_layers_are_for_a_dynamic_recipe(
 ) -> None:
     path = altered(change)
     check_source(path)
-    with pytest.raises(QuantizationError, match=f"^{path}: {message}, {ONLY_BERT} a dynamic recipe$"):
+    with pytest.raises(QuantizationError, match=f"^{path}: {message}, {ONLY_BERT}$"):
         fuse(path)
     dynamic(path, tmp_path / "out.onnx")
 
@@ -624,7 +627,7 @@ def test_other_models_are_for_a_dynamic_recipe(
 ) -> None:
     path = export(make(), tmp_path / "in.onnx", inputs)
     check_source(path)
-    with pytest.raises(QuantizationError, match=f"^{path}: {message}.*, {ONLY_BERT} a dynamic recipe$"):
+    with pytest.raises(QuantizationError, match=f"^{path}: {message}.*, {ONLY_BERT}$"):
         fuse(path)
     dynamic(path, tmp_path / "out.onnx")
 
@@ -709,6 +712,19 @@ def distilbert(path: Path, tokenizer: Path) -> Path:
     return export(shaken(DistilBertModel(DistilBertConfig(**sizes))), path, MASKED)
 
 
+def roberta(path: Path, tokenizer: Path) -> Path:
+    return export(shaken(RobertaModel(RobertaConfig(**SIZES, vocab_size=1000, pad_token_id=1))), path, MASKED)
+
+
+def xlm_roberta(path: Path, tokenizer: Path) -> Path:
+    """As optimum exports it; padding is another token, and there are rows of words that no token has."""
+    model = shaken(XLMRobertaModel(XLMRobertaConfig(**SIZES, vocab_size=1010, pad_token_id=3)))
+    model.save_pretrained(path.with_name("model"))
+    shutil.copy(tokenizer, path.with_name("model") / "tokenizer.json")
+    to_onnx(path.with_name("model"), path, path.parent)
+    return path
+
+
 def sentence_transformers(path: Path, tokenizer: Path) -> Path:
     """As optimum exports it: outputs token_embeddings and sentence_embedding."""
     from optimum.exporters.onnx import main_export
@@ -733,7 +749,9 @@ def sentence_transformers(path: Path, tokenizer: Path) -> Path:
     return (path.parent / "onnx" / "model.onnx").rename(path)
 
 
-@pytest.mark.parametrize("make", [bert_without_segments, bert_of_opset_20, distilbert, sentence_transformers])
+@pytest.mark.parametrize(
+    "make", [bert_without_segments, bert_of_opset_20, distilbert, roberta, xlm_roberta, sentence_transformers]
+)
 def test_other_exports_are_quantized(make: Callable[[Path, Path], Path], small_tokenizer: Path, tmp_path: Path) -> None:
     path = make(tmp_path / "in.onnx", small_tokenizer)
     first, *others = (value.name for value in onnx.load(path).graph.output)
@@ -744,11 +762,70 @@ def test_other_exports_are_quantized(make: Callable[[Path, Path], Path], small_t
         assert [value.name for value in onnx.load(tmp_path / "int8.onnx").graph.output] == outputs
 
 
-def test_roberta_counts_places_otherwise(small_tokenizer: Path, tmp_path: Path) -> None:
-    path = export(shaken(RobertaModel(RobertaConfig(**SIZES, vocab_size=30522))), tmp_path / "in.onnx", MASKED)
-    with pytest.raises(QuantizationError, match=r"reads a table by .*: only input_ids, token_type_ids and positions"):
+@pytest.mark.parametrize(("make", "padding"), [(roberta, 1), (xlm_roberta, 3)])
+def test_a_text_that_names_padding(
+    make: Callable[[Path, Path], Path], padding: int, small_tokenizer: Path, tmp_path: Path
+) -> None:
+    """It has a place of its own, and the tokens after it have the places that they would have without it."""
+    path = make(tmp_path / "in.onnx", small_tokenizer)
+    quantized(path, small_tokenizer)
+    (name,) = (value.name for value in onnx.load(path).graph.output[:1])
+    texts = [[0, 9, padding, padding, 11, 2], [padding, 12, 13, 14, 15, 2], [0, 9, 10, 11, 12, 2]]
+    float32, int8 = (
+        run(open_session(file), [name], feed(texts))[0].mean(axis=1) for file in (path, tmp_path / "int8.onnx")
+    )
+    lengths = np.linalg.norm(float32, axis=1) * np.linalg.norm(int8, axis=1)
+    assert ((float32 * int8).sum(axis=1) / lengths > 0.999).all()
+    for text, vector in zip(texts, int8, strict=True):  # alone as among others
+        alone = run(open_session(tmp_path / "int8.onnx"), [name], feed([text]))[0].mean(axis=1)
+        np.testing.assert_array_equal(alone[0], vector)
+
+
+class Backwards(RobertaModel):
+    """Places count from the end."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> object:
+        places = torch.ones_like(input_ids).cumsum(dim=1).flip(1)
+        return super().forward(input_ids, attention_mask, position_ids=places, return_dict=False)
+
+
+class Unmasked(RobertaModel):
+    """Places count the tokens that are not masked, which is not what a text's ids tell."""
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> object:
+        return super().forward(input_ids, attention_mask, position_ids=attention_mask.cumsum(dim=1), return_dict=False)
+
+
+@pytest.mark.parametrize("kind", [Backwards, Unmasked])
+def test_places_of_another_kind(kind: type[RobertaModel], small_tokenizer: Path, tmp_path: Path) -> None:
+    path = export(shaken(kind(RobertaConfig(**SIZES, vocab_size=1000))), tmp_path / "in.onnx", MASKED)
+    message = rf"^{path}: .* reads a table by .*: only input_ids, token_type_ids and places that count .*; {OTHERWISE}$"
+    with pytest.raises(QuantizationError, match=message):
         quantized(path, small_tokenizer)
-    assert quantized(path, small_tokenizer, "avx2").mean_cosine > 0.999
+    assert quantized(path, small_tokenizer, "avx2").mean_cosine > 0.99
+
+
+def test_the_tokenizer_of_another_model(small_tokenizer: Path, tmp_path: Path) -> None:
+    path = export(bert(vocab_size=900), tmp_path / "in.onnx")
+    for recipe in RECIPES:
+        with pytest.raises(QuantizationError) as caught:
+            quantized(path, small_tokenizer, recipe)
+        assert str(caught.value) == (
+            f"{path} has no token 999, which {small_tokenizer} has: name its own tokenizer.json with --tokenizer"
+        )
+
+
+@pytest.mark.parametrize(("kind", "places"), [("bert", 31), ("roberta", 33)])
+def test_a_maximum_of_another_model(kind: str, places: int, small_tokenizer: Path, tmp_path: Path) -> None:
+    """A RoBERTa has places for two tokens less than its table has rows."""
+    models = {"bert": (BertModel, BertConfig), "roberta": (RobertaModel, RobertaConfig)}
+    model, config = models[kind]
+    made = model(config(**SIZES, vocab_size=1000, max_position_embeddings=places))
+    path = export(shaken(made), tmp_path / "in.onnx", MASKED)
+    for recipe in ("per-token", "avx2"):
+        with pytest.raises(QuantizationError) as caught:
+            quantized(path, small_tokenizer, recipe)
+        assert str(caught.value) == f"{path} takes no text of 32 tokens: name its own maximum with --max-tokens"
 
 
 # Thousands of others

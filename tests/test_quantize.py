@@ -1,9 +1,11 @@
 """python -m quantize: what it writes, and what it refuses."""
 
+import math
 import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,15 +18,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from onnx import helper
+from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from artifact.manifest import WEIGHTS_SUFFIX, open_artifact
+from export.texts import ORDINARY
 from quantize import DEFAULT_RECIPE, RECIPES, QuantizationError, quantize
-from quantize.assemble import BLOCK, QUAD, assemble
+from quantize.assemble import BLOCK, QUAD, assemble, quantize_rows
 from quantize.dynamic import DynamicRecipe
-from quantize.fusion import Graph, Group, fuse
+from quantize.fusion import OTHERWISE, Graph, Group, fuse
 from quantize.linear import outlier_channels, quantize_linear, smoothing_factors
 from quantize.rounding import LARGEST, LARGEST_CODE, on_grid, round_weights
-from quantize.vocabulary import REPEATED, TIMES, cut, pieces
+from quantize.vocabulary import MOST, REPEATED, TIMES, cut, pieces
 from tests.support.encoders import random_encoder
 
 pytestmark = pytest.mark.slow
@@ -130,6 +134,45 @@ def test_pieces_have_the_whole_vocabulary_and_some_of_it_repeated(tokens: int) -
     assert sorted(token for piece in once for token in piece[1:-1]) == list(range(tokens))
     assert all(len(set(piece[1:-1])) == 1 and len(piece) == TIMES + 2 for piece in repeated)
     assert max(len(piece) for piece in made) <= 64
+
+
+def test_pieces_of_a_large_vocabulary_are_spread_over_it() -> None:
+    tokens = 250_002
+    made = cut(tokens, [0, 2], max_tokens=512)
+    once = sorted(token for piece in made[: -(MOST // REPEATED)] for token in piece[1:-1])
+    assert len(once) == len(set(once)) == MOST
+    gaps = np.diff([*once, once[0] + tokens])
+    assert gaps.max() < 3 * tokens / MOST
+
+
+def trained(kind: str) -> Tokenizer:
+    """A tokenizer of RoBERTa's or XLM-R's kind."""
+    special = ["<s>", "<pad>", "</s>", "<unk>"]
+    if kind == "byte-level BPE":
+        tokenizer = Tokenizer(models.BPE())
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel()
+        trainer: object = trainers.BpeTrainer(vocab_size=400, special_tokens=special, show_progress=False)
+    else:
+        tokenizer = Tokenizer(models.Unigram())
+        tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+        trainer = trainers.UnigramTrainer(
+            vocab_size=200, special_tokens=special, unk_token=special[3], show_progress=False
+        )
+    tokenizer.train_from_iterator(ORDINARY, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A </s>", None, [("<s>", 0), ("</s>", 2)])
+    tokenizer.enable_padding(pad_id=1, pad_token=special[1], length=20)
+    tokenizer.enable_truncation(8)
+    return tokenizer
+
+
+@pytest.mark.parametrize("kind", ["byte-level BPE", "Unigram"])
+def test_pieces_of_other_kinds_of_tokenizers(kind: str, tmp_path: Path) -> None:
+    tokenizer = trained(kind)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    made = pieces(tmp_path / "tokenizer.json", 64)
+    assert {(piece[0], piece[-1]) for piece in made} == {(0, 2)}
+    assert {token for piece in made for token in piece} == set(range(tokenizer.get_vocab_size()))
+    assert 20 < max(map(len, made)) <= 64
 
 
 def test_pieces_of_each_length_have_as_many_tokens() -> None:
@@ -253,6 +296,62 @@ def test_smoothing_makes_the_ranges_of_inputs_and_weights_equal() -> None:
     np.testing.assert_array_equal((largest / smoothing)[:2], np.abs(weight * smoothing[:, None]).max(axis=1)[:2])
 
 
+def test_a_table_is_quantized_row_by_row() -> None:
+    table = np.random.default_rng(0).normal(size=(9000, 32)).astype(np.float32)
+    table[:, 5] *= 40
+    table[17] *= 1e-3
+    table[18] = 0
+    codes, rows, channels = quantize_rows(table)
+    assert codes.dtype == np.int8
+    np.testing.assert_array_equal(np.abs(codes).max(axis=1)[np.arange(9000) != 18], 127)
+    assert (np.abs(codes * rows[:, None] * channels - table) <= 0.5001 * rows[:, None] * channels).all()
+
+
+def test_a_large_table_takes_little_memory() -> None:
+    """Of 250,000 words as many bytes more as the codes have, and not many times those of float32."""
+    table = np.ones((250_000, 64), np.float32)
+    tracemalloc.start()
+    codes, _, _ = quantize_rows(table)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1.5 * codes.nbytes
+
+
+def test_products_that_are_kept_in_parts_are_the_same(
+    small_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_encoder(tmp_path, small_tokenizer)
+    quantize(model, tmp_path / "at once.onnx", small_tokenizer)
+    monkeypatch.setattr("quantize.per_token.PRODUCTS_AT_ONCE", 8 * (64**2 + 160**2))
+    done: list[tuple[int, int]] = []
+    quantize(model, tmp_path / "parts.onnx", small_tokenizer, advance=lambda *step: done.append(step))
+    assert (tmp_path / "parts.onnx").read_bytes() == (tmp_path / "at once.onnx").read_bytes()
+    assert [step for step, _ in done] == list(range(done[-1][1] + 1))
+    runs = len({len(piece) for piece in pieces(small_tokenizer, 256)})
+    assert done[-1][1] >= 4 * runs  # each layer but its last linear, and that
+
+
+SIZES_OF_MODELS: dict[str, dict[str, object]] = {
+    "24 layers": {"num_hidden_layers": 24},
+    "768 wide, 64 channels a head": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+    "1024 wide, 64 channels a head": {"hidden_size": 1024, "num_attention_heads": 16},
+    "384 wide, 32 channels a head": {"hidden_size": 384, "num_attention_heads": 12},
+    "250,002 words": {"vocab_size": 250_002, "num_hidden_layers": 1},
+}
+
+
+@pytest.mark.parametrize("name", SIZES_OF_MODELS)
+def test_sizes_of_other_models(name: str, small_tokenizer: Path, tmp_path: Path) -> None:
+    """Of texts of up to 512 tokens. Weights are as large as those of a trained model of that width."""
+    settings = {"num_hidden_layers": 1, **SIZES_OF_MODELS[name]}
+    width = int(str(settings.get("hidden_size", 64)))
+    model = random_encoder(tmp_path, small_tokenizer, **settings, spread=1.6 / math.sqrt(width))
+    report = quantize(model, tmp_path / "int8.onnx", small_tokenizer, 512)
+    assert report.mean_cosine > 0.999
+    assert report.min_cosine > 0.995
+    assert (tmp_path / "int8.onnx").stat().st_size < model.stat().st_size / 3
+
+
 @pytest.mark.parametrize(("activation", "operator"), [("gelu", "LinearGeluQuantize"), ("relu", "Quantize")])
 def test_another_encoder_of_the_family(activation: str, operator: str, small_tokenizer: Path, tmp_path: Path) -> None:
     model = random_encoder(tmp_path, small_tokenizer, hidden_act=activation)
@@ -266,28 +365,56 @@ def test_another_encoder_of_the_family(activation: str, operator: str, small_tok
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"num_attention_heads": 8}, r"a head of .* has 8 channels: only multiples of 16 are supported"),
-        ({"hidden_size": 72, "num_attention_heads": 3}, r"the input of .*query has 72 channels: only multiples of 16"),
-        ({"intermediate_size": 100}, r"intermediate.* has 100 channels: only multiples of 32"),
-        ({"intermediate_size": 144}, r"intermediate.* has 144 channels: only multiples of 32"),
+        ({"num_attention_heads": 8}, "a head of .* has 8 channels: only multiples of 16"),
+        ({"hidden_size": 72, "num_attention_heads": 3}, "the input of .*query has 72 channels: only multiples of 16"),
+        ({"intermediate_size": 100}, ".*intermediate.* has 100 channels: only multiples of 32"),
+        ({"intermediate_size": 144}, ".*intermediate.* has 144 channels: only multiples of 32"),
     ],
 )
 def test_sizes_that_the_operators_do_not_have_are_refused(
     settings: dict[str, object], message: str, small_tokenizer: Path, tmp_path: Path
 ) -> None:
     model = random_encoder(tmp_path, small_tokenizer, **settings)
-    with pytest.raises(QuantizationError, match=message):
+    with pytest.raises(QuantizationError, match=f"^{model}: {message} are supported; {OTHERWISE}$"):
         quantize(model, tmp_path / "int8.onnx", small_tokenizer)
     assert not (tmp_path / "int8.onnx").exists()
 
 
-def other_places(graph: Graph) -> Graph:
-    """Places that do not count from 0."""
+def counting(graph: Graph, places: np.ndarray) -> Graph:
+    """Other numbers of places."""
     parts = list(graph.parts)
     (counted,) = (node for node in graph.nodes if node.op_type == "Constant" and 512 in node.attribute[0].t.dims)
-    places = onnx.numpy_helper.from_array(np.arange(2, 514)[None])
-    parts[parts.index(counted)] = helper.make_node("Constant", [], counted.output, value=places)
+    at = parts.index(counted)
+    value = onnx.numpy_helper.from_array(places[None])
+    parts[at] = helper.make_node("Constant", [], parts[at].output, value=value)
     return replace(graph, parts=parts)
+
+
+def other_places(graph: Graph) -> Graph:
+    """Places that are not counted one by one."""
+    return counting(graph, 2 * np.arange(512))
+
+
+def test_places_may_be_counted_from_any(float32_file: Path) -> None:
+    """The rows before the first are left out, and whatever padding is, it has the place of its turn."""
+    graph = fuse(float32_file)
+    tables = [table_of_places(each) for each in (graph, counting(graph, np.arange(2, 514)))]
+    np.testing.assert_array_equal(tables[0][2:], tables[1])
+    assert len(tables[0]) == 512
+
+
+def table_of_places(graph: Graph) -> np.ndarray:
+    plain = {
+        group.name: quantize_linear(group.weight, group.bias, np.ones(len(group.weight), np.float32), NO_OUTLIERS, None)
+        for group in graph.groups
+    }
+    model = assemble(graph, plain)
+    (node,) = (node for node in model.graph.node if node.op_type == "Embed")
+    (table,) = (tensor for tensor in model.graph.initializer if tensor.name == node.input[4])
+    return onnx.numpy_helper.to_array(table)
+
+
+NO_OUTLIERS = np.zeros(0, np.int64)
 
 
 def no_words(graph: Graph) -> Graph:
@@ -325,9 +452,9 @@ def _renamed(part: onnx.NodeProto | Group, old: str, new: str) -> onnx.NodeProto
     [
         (
             other_places,
-            r"/embeddings/.* reads a table by .*: only input_ids, token_type_ids and positions counted from 0 are",
+            r"/embeddings/.* reads a table by .*: only input_ids, token_type_ids and places that count the tokens",
         ),
-        (no_words, r"/embeddings/.* reads a table by other_ids: only input_ids"),
+        (no_words, r"/embeddings/.* reads a table by .*: only input_ids"),
         (another_sum, r"/embeddings/.* is not the sum of three tables: is this a BERT-like encoder by optimum?"),
         (no_bias, r"/embeddings/LayerNorm.* is a LayerNormalization without a bias"),
     ],
