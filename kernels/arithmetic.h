@@ -87,9 +87,10 @@ typedef struct AddNormalize {
 } AddNormalize;
 
 typedef struct Attention {
-    int64_t texts, tokens, heads, size;
+    int64_t texts, tokens, heads, size, positions;
     float alpha;
     const float *qkv;
+    const float *bias; /* (heads, bias_size(positions)), or NULL */
     Coding coding;
     void *workspace; /* of attention_workspace bytes */
 } Attention;
@@ -112,6 +113,11 @@ static INLINE int64_t padded(int64_t count) { return (count + LANES - 1) / LANES
 
 /* Bytes of a head's queries, keys and values, of the codes of LANES rows of weights, and of the averages of all heads
    (attention.h). */
+enum { MORE_BIASES = LANES - 2 };
+
+/* Of each distance between two of so many positions one; and some that rows of padding read. */
+static INLINE int64_t bias_size(int64_t positions) { return 2 * positions + MORE_BIASES; }
+
 static INLINE int64_t attention_workspace(int64_t tokens, int64_t heads, int64_t size) {
     const int64_t rows = padded(tokens), of_a_head = rows * (size + 14) + (2 + LANES) * size;
     return (int64_t)sizeof(float) * (of_a_head + rows * heads * size);

@@ -14,6 +14,8 @@
      weight = 2^(highest of 16 keys - highest) code    0 to 255: codes of 16 keys have a range of their own
      y      = middle + value_scale (sum of weight value_code) / (sum of weight)
 
+   and a weight's power is that of query key and, where there is one, a bias of the distance between the two tokens.
+
    The weights' sum is that of their codes, so that they add up to 1 however they were rounded. Lanes are queries, so
    that no maximum and no sum goes across lanes. On AVX2 and NEON its speed is bound by multiplying bytes, on AVX-512 by
    exp. */
@@ -36,6 +38,7 @@ _Static_assert(GROUP == LANES, "rows are padded for both");
 typedef struct Head {
     int64_t tokens, stride;
     const float *qkv;             /* of the first token; queries, keys and values are `channels` apart */
+    const float *bias;            /* of a query from its key on; it may be before it */
     int32_t *queries;             /* four codes each: (rows / LANES, size / QUAD, LANES) */
     float *query_scales;          /* (rows) */
     int8_t *keys;                 /* (rows, size) */
@@ -118,17 +121,19 @@ static INLINE void encode_values(Head *head, const int64_t size, const int64_t c
     store(head->value_scales + channel, fma(half, all(1.0f / LARGEST_VALUE), finite));
 }
 
-/* Scores and codes of `count` keys of a group from `first` on; the group's other keys get code 0. */
-static INLINE void weigh(Head *head, const int64_t size, const int64_t query, const int64_t first, const int count) {
+/* Scores and codes of `count` keys of a group from `first` on; other keys of it get none. */
+static INLINE void weigh(Head *head, const int64_t size, const int64_t query, const int64_t first, const int count,
+                         const int biased) {
     const int32_t *queries = head->queries + query * size / QUAD;
     int32_t *codes = head->codes + first / KEYS * LANES;
-    const Floats scale = load(head->query_scales + query);
+    const Floats query_scale = load(head->query_scales + query), scale = biased ? all(1) : query_scale;
     Floats scores[GROUP], highest = all(-__builtin_inff());
     Ints products[GROUP];
     Words total = {};
     score(queries, head->keys + first * size, head->key_starts + first, count, size, products);
     for (int key = 0; key < count; key++) {
         scores[key] = __builtin_convertvector(products[key], Floats) * head->key_scales[first + key];
+        if (biased) scores[key] = fma(scores[key], query_scale, load(head->bias + query - first - key));
         highest = larger(scores[key], highest);
     }
     for (int key = 0; key < GROUP; key += KEYS) {
@@ -146,12 +151,13 @@ static INLINE void weigh(Head *head, const int64_t size, const int64_t query, co
 }
 
 /* LANES queries from `query` on, into rows of y, which may be more than the text has. */
-static INLINE void attend_group(Head *head, const int64_t size, const int64_t query, float *y, const int64_t y_step) {
+static INLINE void attend_group(Head *head, const int64_t size, const int64_t query, float *y, const int64_t y_step,
+                                const int biased) {
     const int64_t whole = head->tokens / GROUP * GROUP, groups = padded(head->tokens) / GROUP;
-    for (int64_t first = 0; first < whole; first += GROUP) weigh(head, size, query, first, GROUP);
-    if (whole < head->tokens) weigh(head, size, query, whole, (int)(head->tokens - whole));
+    for (int64_t first = 0; first < whole; first += GROUP) weigh(head, size, query, first, GROUP, biased);
+    if (whole < head->tokens) weigh(head, size, query, whole, (int)(head->tokens - whole), biased);
 
-    const Floats scale = load(head->query_scales + query);
+    const Floats scale = biased ? all(1) : load(head->query_scales + query);
     Floats highest = load(head->highest), total = all(head->finite);
     for (int64_t i = 1; i < groups; i++) highest = larger(load(head->highest + i * LANES), highest);
     for (int64_t i = 0; i < groups; i++) {
@@ -194,12 +200,13 @@ static INLINE void *take(char **workspace, const int64_t words) {
 }
 
 /* A head of one text into rows of y. */
-static INLINE void attend_head(Head *head, const int64_t size, const int64_t channels, const float alpha, float *y) {
+static INLINE void attend_head(Head *head, const int64_t size, const int64_t channels, const float alpha, float *y,
+                               const int biased) {
     head->finite = 0;
     for (int64_t token = 0; token < head->tokens; token++) encode_query_and_key(head, size, token, channels, alpha);
     for (int64_t d = 0; d < size; d += LANES) encode_values(head, size, d, head->qkv + 2 * channels + d);
     for (int64_t query = 0; query < head->tokens; query += LANES)
-        attend_group(head, size, query, y + query * channels, channels);
+        attend_group(head, size, query, y + query * channels, channels, biased);
 }
 
 static void attend(const Attention *attention) {
@@ -228,10 +235,13 @@ static void attend(const Attention *attention) {
     for (int64_t text = 0; text < attention->texts; text++) {
         for (int64_t i = 0; i < attention->heads; i++) {
             head.qkv = attention->qkv + text * tokens * 3 * channels + i * size;
-            if (size == 32)
-                attend_head(&head, 32, channels, attention->alpha, y + i * size);
+            if (attention->bias) {
+                head.bias = attention->bias + i * bias_size(attention->positions) + attention->positions - 1;
+                attend_head(&head, size, channels, attention->alpha, y + i * size, 1);
+            } else if (size == 32)
+                attend_head(&head, 32, channels, attention->alpha, y + i * size, 0);
             else
-                attend_head(&head, size, channels, attention->alpha, y + i * size);
+                attend_head(&head, size, channels, attention->alpha, y + i * size, 0);
         }
         for (int64_t token = 0; token < tokens; token++)
             encode_row(&attention->coding, text * tokens + token, y + token * channels);

@@ -10,7 +10,9 @@
          positions[0] for the token id `padding`, positions[n] for the n-th other token of a text, n = 1, 2, ...
      Linear(PRODUCT) -> y
      AttentionQuantize(qkv, ids) -> codes, rest                                        attributes: heads, alpha
-         codes of softmax(alpha Q K^T) V of each head; only the shape of ids counts
+         codes of softmax(alpha Q K^T) V of each head; of ids the shape counts
+     AttentionBiasQuantize(qkv, ids, bias) -> codes, rest                              attributes: heads, alpha
+         the same with 2^bias, of bias[head][query - key + positions - 1], as a factor before the sum of softmax
      LinearAddNormalize(PRODUCT, residual, gamma, beta, ids) -> y                      attribute: epsilon
      LinearAddNormalizeQuantize(PRODUCT, residual, gamma, beta, CODING) -> y, codes, rest
                                                                                        attribute: epsilon
@@ -69,6 +71,7 @@ enum Quantity {
     OUTLIERS_WRITTEN,
     WORDS,
     POSITIONS,
+    BIASED_HEADS,
     QUANTITIES,
 };
 
@@ -356,6 +359,12 @@ static void compute_attention_quantize(Run *run) {
         .qkv = run->inputs[0],
         .coding = {.size = channels},
     };
+    if (run->kernel->definition->inputs[2].name) {
+        attention.bias = run->inputs[2];
+        attention.positions = run->quantities[POSITIONS];
+        check(run, attention.tokens <= attention.positions, "a text has more tokens than there are positions");
+        check(run, run->quantities[BIASED_HEADS] == heads, "the heads of bias and of attention differ in number");
+    }
     check(run, channels % (heads * LANES) == 0, "the channels of a head are not a multiple of 16");
     check(run, rows == attention.texts * attention.tokens, "token ids and rows differ in number");
     attention.coding.codes = output_of(run, 0, (int64_t[]){rows, channels}, 2);
@@ -567,6 +576,14 @@ static const Definition definitions[] = {
     {
         OPERATOR, "AttentionQuantize", compute_attention_quantize, NULL, HEADS | ALPHA, {UINT8, FLOAT},
         {{"qkv", FLOAT, DATA, {N(ROWS, 1), N(CHANNELS, 3 * LANES)}}, IDS},
+    },
+    {
+        OPERATOR, "AttentionBiasQuantize", compute_attention_quantize, NULL, HEADS | ALPHA, {UINT8, FLOAT},
+        {
+            {"qkv", FLOAT, DATA, {N(ROWS, 1), N(CHANNELS, 3 * LANES)}},
+            IDS,
+            {"bias", FLOAT, CONSTANT, {N(BIASED_HEADS, 1), {POSITIONS, MORE_BIASES, 2}}},
+        },
     },
     {
         OPERATOR, "Linear", compute_linear, NULL, 0, {FLOAT},

@@ -38,6 +38,8 @@ LANES = 16
 """Channels of a layer, and of a head of attention, are a multiple of it."""
 ROWS_AT_ONCE = 4096
 """Of the table of words: more of them in float32 would only take memory."""
+MORE_BIASES = LANES - 2
+"""Beside those of each distance (kernels/arithmetic.h, `bias_size`)."""
 BLOCK, QUAD = 32, 4
 """Columns and inputs of a linear layer whose weights lie together (kernels/operators.c, "PRODUCT")."""
 

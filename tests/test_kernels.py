@@ -16,6 +16,7 @@ import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, RuntimeException
 
 import kernels
+from quantize.assemble import MORE_BIASES
 from quantize.rounding import LARGEST_CODE
 from tests.support import reference
 from tests.support.operators import (
@@ -23,6 +24,7 @@ from tests.support.operators import (
     EXAMPLES,
     PADDING,
     add_inputs,
+    attention_bias_inputs,
     attention_inputs,
     coding,
     embed_after_padding_inputs,
@@ -223,6 +225,33 @@ def test_attention(texts: int, tokens: int, heads: int, size: int) -> None:
     assert (apart <= HALF_A_CODE).mean() > 0.98
 
 
+@pytest.mark.usefixtures("instructions")
+@pytest.mark.parametrize(
+    ("tokens", "positions", "heads", "size"),
+    [*((tokens, tokens, 2, 32) for tokens in TOKENS), (7, 40, 3, 16), (40, 64, 12, 64), (17, 512, 2, 48)],
+)
+def test_attention_with_a_bias(tokens: int, positions: int, heads: int, size: int) -> None:
+    inputs = attention_bias_inputs(2, tokens, heads, size, positions, spread=2)
+    alpha = 1 / math.sqrt(size)
+    bias = reference.by_distance(inputs["bias"], tokens)
+    exact = rows_of(reference.attention(*parts(inputs, 2, heads), alpha, bias))
+    codes, rest = run("AttentionBiasQuantize", inputs, ["codes", "rest"], heads=heads, alpha=alpha)
+    apart = np.abs(codes * rest[:, :1] + rest[:, 1:2] - exact) / rest[:, :1]
+    assert (apart <= HALF_A_CODE + np.ptp(exact) / 255 / rest[:, :1]).all()
+    assert (apart <= HALF_A_CODE).mean() > 0.98
+    if tokens > 3:
+        assert not np.allclose(exact, rows_of(reference.attention(*parts(inputs, 2, heads), alpha)), atol=1e-2)
+
+
+def test_attention_with_a_bias_of_0_is_attention() -> None:
+    inputs = attention_inputs(3, 33, 2, 48)
+    without = attend(inputs, 2, 0.2)
+    inputs["bias"] = np.zeros((2, 2 * 40 + MORE_BIASES), np.float32)
+    found = run("AttentionBiasQuantize", inputs, ["codes", "rest"], heads=2, alpha=0.2)
+    assert (found[0] != without[0]).mean() < 0.01
+    np.testing.assert_allclose(found[1], without[1], rtol=1e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("tokens", [8, 40, 256])
 def test_attention_is_near_to_what_it_would_be_without_rounding(tokens: int) -> None:
     """With scores as wide as a trained model's."""
@@ -256,6 +285,7 @@ def test_attention_with_huge_scores_takes_the_values_of_the_highest() -> None:
     assert off.max() <= (np.ptp(value, axis=0).max() / 254 + rest[:, 0].max()) / 2 * 1.01  # half a code of each kind
 
 
+ATTENTION = ("AttentionQuantize", "AttentionBiasQuantize")
 BAD_NUMBERS = [np.nan, np.inf, -np.inf, 3e38, -3e38]
 
 
@@ -277,12 +307,12 @@ def test_a_row_that_holds_what_is_no_number_is_none(operator: str, name: str, ba
     good = rows_by_output(run(operator, made(), outputs, **attributes), outputs)
     row = 47  # the last of a panel of rows, and in the third text
     of_the_text = np.arange(60) // 20 == row // 20
-    hit = of_the_text if operator == "AttentionQuantize" else np.arange(60) == row
+    hit = of_the_text if operator in ATTENTION else np.arange(60) == row
     for column in range(0, made()[name].shape[1], 7):
         inputs = {key: value.copy() for key, value in made().items()}
         inputs[name][row, column] = bad
         found = rows_by_output(run(operator, inputs, outputs, **attributes), outputs)
-        only_the_query = operator == "AttentionQuantize" and column < 64
+        only_the_query = operator in ATTENTION and column < 64
         lost = np.arange(60) == row if only_the_query else hit
         for output in set(outputs) - {"codes"}:
             finite = np.isfinite(found[output])
@@ -402,6 +432,9 @@ BAD_VALUES: list[tuple[str, dict[str, np.ndarray], dict[str, Any], str]] = [
     ("LinearAddNormalize", {"ids": np.zeros((1, 2), np.int64)}, {}, "token ids and rows differ in number"),
     ("AttentionQuantize", {"ids": np.zeros((1, 3), np.int64)}, {}, "token ids and rows differ in number"),
     ("AttentionQuantize", {}, {"heads": 3}, "the channels of a head are not a multiple of 16"),
+    ("AttentionBiasQuantize", {"bias": np.zeros((2, 52), np.float32)}, {}, "a text has more tokens than there are pos"),
+    ("AttentionBiasQuantize", {"bias": np.zeros((2, 53), np.float32)}, {}, "bias of shape 2 x 53 does not fit"),
+    ("AttentionBiasQuantize", {"bias": np.zeros((1, 54), np.float32)}, {}, "the heads of bias and of attention differ"),
     *[("AttentionQuantize", {}, {"heads": heads}, "heads is not a number of heads") for heads in (0, -2, 1 << 40)],
     *[("AttentionQuantize", {}, {"alpha": bad}, "alpha is not a number") for bad in (-1.0, np.nan, np.inf, 3e38)],
     *[("Embed", {}, {"epsilon": bad}, "epsilon is not a number") for bad in (-1.0, np.nan, np.inf)],

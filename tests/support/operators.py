@@ -9,7 +9,7 @@ import onnxruntime
 from onnx import helper, numpy_helper
 
 import kernels
-from quantize.assemble import DOMAIN, product_constants
+from quantize.assemble import DOMAIN, MORE_BIASES, product_constants
 from quantize.rounding import LARGEST_CODE
 from tests.support import reference
 from tests.support.reference import EPSILON, Arrays
@@ -111,6 +111,13 @@ def attention_inputs(texts: int, tokens: int, heads: int, size: int, spread: flo
     return {"qkv": qkv, "ids": np.zeros((texts, tokens), np.int64)}
 
 
+def attention_bias_inputs(
+    texts: int, tokens: int, heads: int, size: int, positions: int, spread: float = 1
+) -> dict[str, np.ndarray]:
+    bias = np.random.default_rng(3).normal(scale=2, size=(heads, 2 * positions + MORE_BIASES)).astype(np.float32)
+    return attention_inputs(texts, tokens, heads, size, spread) | {"bias": bias}
+
+
 EXAMPLES: dict[str, tuple[Callable[[], Arrays], list[str], dict[str, Any]]] = {
     "Embed": (lambda: embed_inputs(2, 5, 48), ["y", "codes", "rest"], {"epsilon": EPSILON}),
     "EmbedAfterPadding": (
@@ -119,6 +126,11 @@ EXAMPLES: dict[str, tuple[Callable[[], Arrays], list[str], dict[str, Any]]] = {
         {"epsilon": EPSILON, "padding": PADDING},
     ),
     "AttentionQuantize": (lambda: attention_inputs(3, 20, 2, 32), ["codes", "rest"], {"heads": 2, "alpha": 0.2}),
+    "AttentionBiasQuantize": (
+        lambda: attention_bias_inputs(3, 20, 2, 32, positions=20),
+        ["codes", "rest"],
+        {"heads": 2, "alpha": 0.2},
+    ),
     "Linear": (lambda: product_inputs(60, 48, 96, 2)[0], ["y"], {}),
     "LinearAddNormalize": (
         lambda: add_inputs(60, 48, 96, 2)[0] | {"ids": np.zeros((3, 20), np.int64)},

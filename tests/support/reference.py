@@ -87,11 +87,12 @@ def float_attention(query: Array64, key: Array64, value: Array64, alpha: float) 
     return found
 
 
-def attention(query: Array64, key: Array64, value: Array64, alpha: float) -> Array64:
-    """In INT8 (kernels/attention.h); all of shape (..., tokens, channels)."""
+def attention(query: Array64, key: Array64, value: Array64, alpha: float, bias: Array64 | float = 0.0) -> Array64:
+    """In INT8 (kernels/attention.h); all of shape (..., tokens, channels), `bias` of (heads, tokens, tokens)."""
     query_codes, query_scale = _symmetric(query, 63)
     key_codes, key_scale = _symmetric(key, 64)
     scores = query_codes @ key_codes.swapaxes(-1, -2) * key_scale.swapaxes(-1, -2) * query_scale * (alpha / math.log(2))
+    scores = scores + bias
     middle = (value.max(axis=-2, keepdims=True) + value.min(axis=-2, keepdims=True)) / 2
     value_codes, value_scale = _symmetric((value - middle).swapaxes(-1, -2), 127)
 
@@ -107,6 +108,14 @@ def attention(query: Array64, key: Array64, value: Array64, alpha: float) -> Arr
     )
     averages = weights @ value_codes.swapaxes(-1, -2) / weights.sum(axis=-1, keepdims=True)
     return averages * value_scale.swapaxes(-1, -2) + middle
+
+
+def by_distance(bias: np.ndarray, tokens: int) -> Array64:
+    """Of each query and key, (heads, tokens, tokens), of one for each distance, (heads, 2 positions + some)."""
+    positions = (bias.shape[1] - 14) // 2
+    place = np.arange(tokens)
+    found: Array64 = bias.astype(float)[:, place[:, None] - place + positions - 1]
+    return found
 
 
 def _symmetric(rows: Array64, largest: int) -> tuple[Array64, Array64]:
