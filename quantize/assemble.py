@@ -8,7 +8,7 @@ pass over memory where onnxruntime's take up to ten:
 
     Embed, EmbedAfterPadding        tables, LayerNormalization, codes
     Linear                          query, key and value
-    AttentionQuantize               attention, codes
+    AttentionQuantize               attention, codes; AttentionBiasQuantize with a bias of distances
     LinearAddNormalizeQuantize      attention's output, residual, LayerNormalization, codes
     LinearGeluQuantize              up, Gelu, codes
     LinearAddNormalizeQuantize      down, residual, LayerNormalization, codes
@@ -30,7 +30,7 @@ from onnx import NodeProto, helper, numpy_helper
 from quantize.errors import QuantizationError
 from quantize.fusion import IDS, MICROSOFT, OPSET, SEGMENTS, Graph, Group, heads_of, needed
 from quantize.linear import QuantizedLinear
-from quantize.places import places_by
+from quantize.places import bias_of_distances, places_by
 from quantize.writer import Writer
 
 DOMAIN = "lambda.embeddings"
@@ -168,7 +168,11 @@ class _Assembly:
         attributes = {"heads": heads, "alpha": 1 / math.sqrt(size)}
         outputs = [codes_of(output), rest_of(output)]
         inputs = [self._linear_layer(group), IDS]
-        self._writer.node_of_outputs("AttentionQuantize", inputs, outputs, DOMAIN, **attributes)
+        if self._graph.bias is None:
+            self._writer.node_of_outputs("AttentionQuantize", inputs, outputs, DOMAIN, **attributes)
+        else:
+            inputs.append(self._bias)
+            self._writer.node_of_outputs("AttentionBiasQuantize", inputs, outputs, DOMAIN, **attributes)
 
     def _activation(self, node: NodeProto) -> None:
         output = node.output[0]
@@ -215,6 +219,9 @@ class _Assembly:
                 )
         if words is None or places is None:
             raise QuantizationError(f"{tensor} is made without a table of words or of places")
+        if self._graph.bias is not None:
+            bias = _biases(self._graph.bias, tokens=len(places) - (padding is not None))
+            self._bias = self._writer.constant("bias", bias)
         codes, word_scales, channel_scales = quantize_rows(words)
         tables: dict[str, npt.NDArray[Any]] = {
             "words": codes,
@@ -226,6 +233,13 @@ class _Assembly:
 
     def _value(self, name: str) -> npt.NDArray[np.generic]:
         return numpy_helper.to_array(self._graph.constants[name])
+
+
+def _biases(model: onnx.ModelProto, tokens: int) -> Array:
+    """A bias of attention as the operator reads it, for texts of up to so many tokens."""
+    powers_of_2 = bias_of_distances(model, tokens).astype(np.float64) / math.log(2)
+    found: Array = np.pad(powers_of_2, [(0, 0), (0, MORE_BIASES + 1)]).astype(np.float32)
+    return found
 
 
 def quantize_rows(table: Array) -> tuple[npt.NDArray[np.int8], Array, Array]:

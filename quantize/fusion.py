@@ -6,6 +6,8 @@ What fusing leaves of a BERT-like encoder layer, and what becomes of it here:
     MatMul + Add                         one linear
     Add, LayerNormalization, Gelu, ...   kept as they are
 
+A bias that attention adds to its scores, as MPNet's does, the tool does not know. It is taken off before fusing.
+
 The mask goes because every run holds texts of one length and nothing is padded; onnxruntime's CPU kernel uses flash
 attention only where there is none.
 """
@@ -106,6 +108,8 @@ class Graph:
     parts: Sequence[NodeProto | Group]
     constants: Mapping[str, TensorProto]
     output: str
+    bias: onnx.ModelProto | None = None
+    """What makes of token ids the bias of all attention's scores, (texts, heads, queries, keys)."""
 
     @property
     def groups(self) -> list[Group]:
@@ -128,6 +132,7 @@ def fuse(source: Path) -> Graph:
         raise QuantizationError(f"{source} is of opset {opset}: export it for {MIN_OPSET} or later, as optimum does")
     alone, tables = _encoder_alone(model)
     del model  # which can be a gigabyte of words
+    bias = _take_off_bias(alone.graph)
     graph = _fused(source, alone).graph
     constants = {constant.name: constant for constant in graph.initializer} | tables
     output = graph.output[0].name
@@ -137,7 +142,7 @@ def fuse(source: Path) -> Graph:
         _check_layers(parts, constants, output)
     except QuantizationError as error:
         raise QuantizationError(f"{source}: {error}, {REMEDY}") from error
-    return Graph(parts, constants, output)
+    return Graph(parts, constants, output, bias)
 
 
 def _encoder_alone(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, TensorProto]]:
@@ -163,6 +168,56 @@ def _encoder_alone(model: onnx.ModelProto) -> tuple[onnx.ModelProto, dict[str, T
         kept,
     )
     return helper.make_model(alone, opset_imports=model.opset_import, ir_version=model.ir_version), tables
+
+
+def _take_off_bias(graph: onnx.GraphProto) -> onnx.ModelProto | None:
+    """Leave a graph without a bias that all its attention adds, Softmax(Add(Add(scores, bias), mask)), and return what
+    makes it; None if there is none of that kind."""
+    makers = {name: node for node in graph.node for name in node.output}
+    found: list[tuple[NodeProto, int, str]] = []
+    biases: set[str] = set()
+    for softmax in graph.node:
+        masked = makers.get(softmax.input[0]) if softmax.op_type == "Softmax" else None
+        if masked is None or masked.op_type != "Add":
+            continue
+        for index, name in enumerate(masked.input):
+            biased = makers.get(name)
+            if biased is None or biased.op_type != "Add":
+                continue
+            scores = [each for each in biased.input if _is_product(makers.get(each), makers)]
+            if len(scores) == 1:
+                found.append((masked, index, scores[0]))
+                biases |= set(biased.input) - {*scores}
+    model = None
+    if len(biases) == 1:
+        model = model_of(graph.node, {tensor.name: tensor for tensor in graph.initializer}, *biases)
+    if model is not None:
+        for masked, index, name in found:
+            masked.input[index] = name
+    return model
+
+
+def _is_product(node: NodeProto | None, makers: Mapping[str, NodeProto]) -> bool:
+    """Whether a node multiplies matrices, or scales what one does."""
+    if node is not None and node.op_type in ("Div", "Mul"):
+        node = makers.get(node.input[0])
+    return node is not None and node.op_type == "MatMul"
+
+
+def model_of(nodes: Sequence[NodeProto], constants: Mapping[str, TensorProto], name: str) -> onnx.ModelProto | None:
+    """A model of what makes the tensor `name` of token ids; None if it is made of anything else."""
+    kept = needed(nodes, [name])
+    read = {each for node in kept for each in node.input if each} - {each for node in kept for each in node.output}
+    if not kept or not read - {IDS} <= set(constants):
+        return None
+    graph = helper.make_graph(
+        kept,
+        "part",
+        [helper.make_tensor_value_info(IDS, TensorProto.INT64, ["texts", "tokens"])],
+        [helper.make_empty_tensor_value_info(name)],
+        [constants[each] for each in sorted(read - {IDS})],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=10)
 
 
 def _copy(tensor: TensorProto) -> TensorProto:

@@ -1,7 +1,8 @@
-"""How an encoder numbers the places of a text's tokens, found by running that part of its graph.
+"""What an encoder makes of the places of a text's tokens, found by running these parts of its graph.
 
 BERT and DistilBERT count from 0. RoBERTa, XLM-R and MPNet count from padding + 1 on, and the token of padding, which a
-text can name, has the place `padding` and is not counted.
+text can name, has the place `padding` and is not counted. MPNet adds to attention's scores a bias of the distance
+between two tokens, one for each head.
 """
 
 from __future__ import annotations
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from onnx import TensorProto, helper
+import onnx
 
-from quantize.fusion import IDS, OPSET, Graph, needed
+from quantize.errors import QuantizationError
+from quantize.fusion import IDS, Graph, model_of
 from quantize.session import open_session, run
 
 TOKENS = 40
@@ -31,22 +33,9 @@ class Places:
 
 def places_by(graph: Graph, name: str) -> Places | None:
     """What numbers the tensor `name` has, for token ids of shape (texts, tokens); None if they are of no such kind."""
-    nodes = needed(graph.nodes, [name])
-    made = {output for node in nodes for output in node.output}
-    read = {tensor for node in nodes for tensor in node.input if tensor} - made
-    if not nodes or not read - {IDS} <= set(graph.constants):
+    model = model_of(graph.nodes, graph.constants, name)
+    if model is None:
         return None
-    model = helper.make_model(
-        helper.make_graph(
-            nodes,
-            "places",
-            [helper.make_tensor_value_info(IDS, TensorProto.INT64, ["texts", "tokens"])],
-            [helper.make_empty_tensor_value_info(name)],
-            [graph.constants[constant] for constant in sorted(read - {IDS})],
-        ),
-        opset_imports=[helper.make_opsetid("", OPSET)],
-        ir_version=10,
-    )
     session = open_session(model.SerializeToString())
 
     def found(ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
@@ -66,3 +55,22 @@ def places_by(graph: Graph, name: str) -> Places | None:
     if first > 0 and np.array_equal(numbers, places):
         return Places(first - 1, first - 1)
     return None
+
+
+def bias_of_distances(model: onnx.ModelProto, tokens: int) -> npt.NDArray[np.float32]:
+    """The bias that `model` makes, `Graph.bias`, by distance: float32 of shape (heads, 2 tokens - 1), of a query before
+    its key by tokens - 1 first, of one behind it by that last.
+
+    Raises QuantizationError if it is of anything but distances.
+    """
+    session = open_session(model.SerializeToString())
+    (name,) = (output.name for output in session.get_outputs())
+    whole, part = (
+        run(session, [name], {IDS: np.zeros(shape, np.int64)})[0] for shape in ((1, tokens), (2, min(7, tokens)))
+    )
+    found = np.concatenate([whole[0, :, 0, :0:-1], whole[0, :, :, 0]], axis=1)
+    for bias in (whole, part):
+        place = np.arange(bias.shape[-1])
+        if not np.array_equal(bias, np.broadcast_to(found[:, place[:, None] - place + tokens - 1], bias.shape)):
+            raise QuantizationError("attention has a bias that is not one of the distance between tokens")
+    return found

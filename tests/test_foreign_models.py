@@ -23,6 +23,8 @@ from transformers import (
     DistilBertModel,
     ElectraConfig,
     ElectraModel,
+    MPNetConfig,
+    MPNetModel,
     PreTrainedModel,
     RobertaConfig,
     RobertaModel,
@@ -725,6 +727,18 @@ def xlm_roberta(path: Path, tokenizer: Path) -> Path:
     return path
 
 
+def mpnet(path: Path, tokenizer: Path) -> Path:
+    return export(biased(MPNetModel(MPNetConfig(**SIZES, vocab_size=1000))), path, MASKED)
+
+
+def biased(model: MPNetModel) -> MPNetModel:
+    """With biases of attention that decide much."""
+    shaken(model)
+    with torch.no_grad():
+        model.encoder.relative_attention_bias.weight *= 10
+    return model
+
+
 def sentence_transformers(path: Path, tokenizer: Path) -> Path:
     """As optimum exports it: outputs token_embeddings and sentence_embedding."""
     from optimum.exporters.onnx import main_export
@@ -750,7 +764,7 @@ def sentence_transformers(path: Path, tokenizer: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    "make", [bert_without_segments, bert_of_opset_20, distilbert, roberta, xlm_roberta, sentence_transformers]
+    "make", [bert_without_segments, bert_of_opset_20, distilbert, roberta, xlm_roberta, mpnet, sentence_transformers]
 )
 def test_other_exports_are_quantized(make: Callable[[Path, Path], Path], small_tokenizer: Path, tmp_path: Path) -> None:
     path = make(tmp_path / "in.onnx", small_tokenizer)
@@ -779,6 +793,56 @@ def test_a_text_that_names_padding(
     for text, vector in zip(texts, int8, strict=True):  # alone as among others
         alone = run(open_session(tmp_path / "int8.onnx"), [name], feed([text]))[0].mean(axis=1)
         np.testing.assert_array_equal(alone[0], vector)
+
+
+def test_mpnet_has_its_bias(small_tokenizer: Path, tmp_path: Path) -> None:
+    """The same weights without it are another model; texts of any length have it, up to the longest."""
+    path = mpnet(tmp_path / "in.onnx", small_tokenizer)
+    quantized(path, small_tokenizer)
+    operators = [node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node]
+    assert operators.count("AttentionBiasQuantize") == 2
+    plain = MPNetModel(MPNetConfig(**SIZES, vocab_size=1000))
+    biased(plain).encoder.relative_attention_bias.weight.data *= 0
+    (tmp_path / "plain").mkdir()
+    without = export(plain, tmp_path / "plain" / "in.onnx", MASKED)
+    (name,) = (value.name for value in onnx.load(path).graph.output[:1])
+    for tokens in (1, 5, 17, 130, 509):
+        ids = feed([[0, *(3 + index * 37 % 900 for index in range(tokens))]])
+        float32, int8, other = (
+            run(open_session(file), [name], ids)[0][0].mean(axis=0) for file in (path, tmp_path / "int8.onnx", without)
+        )
+        assert cosine(float32, int8) > 0.999
+        assert tokens == 1 or cosine(float32, other) < 0.999
+
+
+def cosine(left: np.ndarray, right: np.ndarray) -> float:
+    return float(left @ right / np.linalg.norm(left) / np.linalg.norm(right))
+
+
+@pytest.mark.parametrize(
+    ("readers", "message"),
+    [
+        (1, f"no attention was recognised in it, {ONLY_BERT}"),
+        (2, f"attention has a bias that is not one of the distance between tokens; {OTHERWISE}"),
+    ],
+)
+def test_other_biases_of_attention(readers: int, message: str, small_tokenizer: Path, tmp_path: Path) -> None:
+    """Of the last layer alone, or of all, each key's is that of all before it too."""
+    path = mpnet(tmp_path / "in.onnx", small_tokenizer)
+    model = onnx.load(path)
+    makers = {node.output[0]: node for node in model.graph.node}
+    softmaxes = [node for node in model.graph.node if node.op_type == "Softmax"]
+    adds = [makers[makers[softmax.input[0]].input[0]] for softmax in softmaxes]
+    (bias,) = set(adds[0].input) & set(adds[1].input)
+    index = list(model.graph.node).index(makers[bias])
+    axis = helper.make_node("Constant", [], ["keys"], value=numpy_helper.from_array(np.array(3)))
+    replace_node(model, index, makers[bias], axis, helper.make_node("CumSum", [bias, "keys"], ["summed"]))
+    for node in [node for node in model.graph.node if node.op_type == "Add" and bias in node.input][-readers:]:
+        node.input[list(node.input).index(bias)] = "summed"
+    onnx.save(model, path)
+    with pytest.raises(QuantizationError) as caught:
+        quantized(path, small_tokenizer)
+    assert str(caught.value) == f"{path}: {message}"
 
 
 class Backwards(RobertaModel):
