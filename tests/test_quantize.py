@@ -27,7 +27,9 @@ from quantize.assemble import BLOCK, QUAD, assemble, quantize_rows
 from quantize.dynamic import DynamicRecipe
 from quantize.fusion import OTHERWISE, Graph, Group, fuse
 from quantize.linear import outlier_channels, quantize_linear, smoothing_factors
+from quantize.per_token import crowding
 from quantize.rounding import LARGEST, LARGEST_CODE, on_grid, round_weights
+from quantize.session import feed, open_session, run
 from quantize.vocabulary import MOST, REPEATED, TIMES, cut, pieces
 from tests.support.encoders import random_encoder
 
@@ -315,6 +317,38 @@ def test_a_large_table_takes_little_memory() -> None:
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1.5 * codes.nbytes
+
+
+def test_crowding_of_vectors() -> None:
+    random = np.random.default_rng(0)
+    around = random.normal(size=(400, 64))
+    assert crowding(around) < 0.01
+    assert crowding(np.abs(around[:1]) * np.arange(1, 9)[:, None]) == pytest.approx(1)
+    aside = around / np.linalg.norm(around, axis=1, keepdims=True) + np.eye(64)[0]
+    assert crowding(aside) == pytest.approx(0.5, abs=0.05)
+    assert crowding(aside[::-1]) == crowding(aside)
+
+
+@pytest.mark.parametrize(("aside", "outliers"), [(0.0, 2), (3.0, 8)])
+def test_a_model_of_crowded_vectors_keeps_more_outliers(
+    aside: float, outliers: int, small_tokenizer: Path, tmp_path: Path
+) -> None:
+    """The last LayerNormalization puts their mean at 0, or to one side."""
+    path = random_encoder(tmp_path, small_tokenizer)
+    model = onnx.load(path)
+    (name,) = (output.name for output in model.graph.output)
+    session = open_session(path)
+    means = [run(session, [name], feed([piece]))[0].mean(axis=(0, 1)) for piece in pieces(small_tokenizer, 256)[::20]]
+    last = [node for node in model.graph.node if node.op_type == "LayerNormalization"][-1]
+    shift = np.float32(aside) - np.mean(means, axis=0)
+    model.graph.initializer.append(onnx.numpy_helper.from_array(shift, "shift"))
+    last.input[2] = "shift"
+    onnx.save(model, path)
+    report = quantize(path, tmp_path / "int8.onnx", small_tokenizer)
+    assert report.mean_cosine > 0.999
+    made = weights(tmp_path / "int8.onnx")
+    counts = Counter(len(value) for name, value in made.items() if name.endswith("/outlier_channels"))
+    assert counts == {outliers: 6}  # the inputs of query, key and value, of up, and of down, in each layer
 
 
 def test_products_that_are_kept_in_parts_are_the_same(
