@@ -1,5 +1,5 @@
 """Whoever quantizes a model, wherever, gets the same bytes: other BLAS kernels, other SIMD of numpy's, other threads,
-other CPUs. The model is a small one; export/pins.py has the digests of the real one's files, which each build meets."""
+other CPUs. The models are small; export/pins.py has the digests of the real one's files, which each build meets."""
 
 from __future__ import annotations
 
@@ -43,12 +43,16 @@ def lacking(setting: str) -> str | None:
     return missing(cpu)
 
 
-@pytest.fixture(scope="module")
-def digests(small_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Digests]:
-    """Of the INT8 file, and of a matrix product that depends on the library."""
+@pytest.fixture(scope="module", params=["bert", "mpnet"])
+def digests(
+    request: pytest.FixtureRequest, small_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Digests]:
+    """Of the INT8 file, and of a matrix product that depends on the library. MPNet has operators that BERT has not."""
     folder = tmp_path_factory.mktemp("same")
     sizes = {"hidden_size": 192, "num_hidden_layers": 2, "num_attention_heads": 6, "intermediate_size": 384}
-    model = random_encoder(folder, small_tokenizer, **sizes)
+    if request.param == "mpnet":
+        sizes |= {"hidden_size": 64, "num_attention_heads": 2}
+    model = random_encoder(folder, small_tokenizer, kind=request.param, **sizes)
     program = str(Path(__file__).parent / "programs" / "quantize_for_portability.py")
     done: dict[str, Digests] = {}
 
