@@ -27,7 +27,7 @@ def apply(arguments: argparse.Namespace, aws: Aws) -> None:
         print(f"stack {arguments.stack} is there: what is not given stays as it has it", flush=True)
     settings = _settings(arguments, before)
     tags = {**aws.tags(arguments.stack), **_pairs("tag", arguments.tags)}
-    overrides = ["--parameter-overrides", *(f"{name}={value}" for name, value in settings.items())]
+    overrides = ["--parameter-overrides", *quoted(settings)]
     variables = {
         "ARCHITECTURE": settings["Architecture"],
         "RUNTIME": settings["Runtime"],
@@ -39,7 +39,7 @@ def apply(arguments: argparse.Namespace, aws: Aws) -> None:
     command += ["--s3-prefix", arguments.stack, "--no-confirm-changeset", "--no-fail-on-empty-changeset"]
     command += overrides
     if tags:  # sam, given none, takes those away that the stack has
-        command += ["--tags", *(f"{name}={value}" for name, value in tags.items())]
+        command += ["--tags", *quoted(tags)]
     _sam(arguments.sam, command, variables)
     if aws.outputs(arguments.stack).get("ModelStorage") == "package":
         print(f"stack {arguments.stack} has the model in its package: there is nothing to publish")
@@ -84,6 +84,15 @@ def _settings(arguments: argparse.Namespace, before: Mapping[str, str]) -> dict[
         if settings[name] not in values:
             raise DeployError(f"there is no package for {settings[name]}: give {name}={' or '.join(values)}")
     return settings | given
+
+
+def quoted(pairs: Mapping[str, str]) -> list[str]:
+    """Pairs as sam takes them. Without quotes it refuses an empty value, and ends a value at its first space.
+
+    >>> quoted({"AlarmEmail": ""})
+    ['AlarmEmail=""']
+    """
+    return ['{}="{}"'.format(name, value.replace('"', r"\"")) for name, value in pairs.items()]
 
 
 def _pairs(what: str, texts: Sequence[str]) -> dict[str, str]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import json
+import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -15,8 +17,8 @@ import pytest
 from deploy import deployment
 from deploy.__main__ import main
 from tests.support.cloud import BUCKET, Cloud, cloud, moto
-from tests.support.servers import Handler, serving
-from tests.support.stack import StackTemplate, create_stack, templates_for_moto
+from tests.support.servers import ROOT, Handler, serving
+from tests.support.stack import StackTemplate, create_stack, run, templates_for_moto
 
 __all__ = ["cloud", "moto"]  # fixtures
 
@@ -57,6 +59,7 @@ def asked(sam: Path) -> list[str]:
         (["--architecture", "x86_64"], "x86_64 python3.14", "Architecture=x86_64 Runtime=python3.14"),
         (["Architecture=x86_64"], "x86_64 python3.14", "Architecture=x86_64 Runtime=python3.14"),
         (["Runtime=python3.13"], "arm64 python3.13", "Architecture=arm64 Runtime=python3.13"),
+        (["AlarmEmail="], "arm64 python3.14", "Architecture=arm64 Runtime=python3.14 AlarmEmail="),
     ],
 )
 def test_a_stack_keeps_what_is_not_given(
@@ -65,6 +68,7 @@ def test_a_stack_keeps_what_is_not_given(
     create_stack(cloud.client, "arm", template)
     assert main(["apply", "--stack", "arm", "--sam", str(sam), *given]) == 0
     build, deploy = asked(sam)
+    overrides = re.sub(r"=(\S*)", r'="\1"', overrides)
     assert build == f"build {built_for}: build --parameter-overrides {overrides}"
     assert deploy.startswith(f"deploy {built_for}: deploy --stack-name arm --resolve-s3 ")
     assert " --s3-prefix arm " in deploy
@@ -74,9 +78,9 @@ def test_a_stack_keeps_what_is_not_given(
 @pytest.mark.parametrize(
     ("given", "tags"),
     [
-        ([], "--tags team=search cost=a b"),
-        (["--tags", "owner=me"], "--tags team=search cost=a b owner=me"),
-        (["--tags", "team=ads"], "--tags team=ads cost=a b"),
+        ([], '--tags team="search" cost="a b"'),
+        (["--tags", "owner=me"], '--tags team="search" cost="a b" owner="me"'),
+        (["--tags", "team=ads"], '--tags team="ads" cost="a b"'),
     ],
 )
 def test_a_stack_keeps_its_tags(cloud: Cloud, sam: Path, given: list[str], tags: str) -> None:
@@ -89,6 +93,27 @@ def test_a_stack_keeps_its_tags(cloud: Cloud, sam: Path, given: list[str], tags:
     cloud.client("cloudformation").create_stack(StackName="tagged", TemplateBody=body, Tags=TAGS)
     assert main(["apply", "--stack", "tagged", "--sam", str(sam), *given]) == 0
     assert asked(sam)[1].endswith(f" {tags}")
+
+
+@pytest.mark.parametrize("kind", ["CfnParameterOverridesType", "CfnTags"])
+def test_sam_reads_what_it_is_given(kind: str) -> None:
+    values = {
+        "Empty": "",
+        "Words": "a b",
+        "Any": "*",
+        "Url": "https://a.b:1/?c=d&e",
+        "Quote": 'a "b"',
+        "Arn": "a:b:c/d,e=f",
+    }
+    code = f"import json, sys, samcli.cli.types as t; print(json.dumps(t.{kind}().convert(sys.argv[1:], None, None)))"
+    assert json.loads(run("python", "-c", code, *deployment.quoted(values)).stdout) == values
+
+
+def test_the_package_is_built_for_what_sam_is_given() -> None:
+    for target in ("build-EmbeddingFunction", "build-LoaderFunction"):
+        command = ["make", "--dry-run", target, "ARTIFACTS_DIR=folder", "ARCHITECTURE=arm64", "RUNTIME=python3.14"]
+        ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        assert ran.stdout.strip().endswith(" folder --architecture arm64 --python 3.14")
 
 
 def test_nothing_is_published_where_the_model_is_in_the_package(
@@ -104,7 +129,7 @@ def test_nothing_is_published_where_the_model_is_in_the_package(
 def test_a_new_stack_is_x86_64(cloud: Cloud, sam: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAILS", "deploy")  # as there is nothing that would make the stack
     assert main(["apply", "--stack", "new", "--sam", str(sam)]) == 1
-    overrides = "Architecture=x86_64 Runtime=python3.13"
+    overrides = 'Architecture="x86_64" Runtime="python3.13"'
     assert asked(sam)[0] == f"build x86_64 python3.13: build --parameter-overrides {overrides}"
 
 
