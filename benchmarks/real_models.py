@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from artifact.manifest import TOKENIZER
 from export import ExportError
 from export.source import DEFAULT_MODEL, fetch
 
@@ -88,7 +89,7 @@ def _make_paraphrase(file: Path, folder: Path) -> None:
     model = _bert(tensors, sizes)
     _check_same(model, file)
     with tempfile.TemporaryDirectory() as temporary:
-        tokenizer = fetch(DEFAULT_MODEL, None, None, Path(temporary)).tokenizer
+        tokenizer = fetch(DEFAULT_MODEL, None, None, Path(temporary)).folder / TOKENIZER
         _save(model, tokenizer, folder, max_tokens=128, prompts={}, normalize=False)
 
 

@@ -121,7 +121,7 @@ static INLINE void encode_values(Head *head, const int64_t size, const int64_t c
     store(head->value_scales + channel, fma(half, all(1.0f / LARGEST_VALUE), finite));
 }
 
-/* Scores and codes of `count` keys of a group from `first` on; other keys of it get none. */
+/* Scores and codes of `count` keys of a group from `first` on; the group's other keys get code 0. */
 static INLINE void weigh(Head *head, const int64_t size, const int64_t query, const int64_t first, const int count,
                          const int biased) {
     const int32_t *queries = head->queries + query * size / QUAD;

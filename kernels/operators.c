@@ -10,7 +10,7 @@
          positions[0] for the token id `padding`, positions[n] for the n-th other token of a text, n = 1, 2, ...
      Linear(PRODUCT) -> y
      AttentionQuantize(qkv, ids) -> codes, rest                                        attributes: heads, alpha
-         codes of softmax(alpha Q K^T) V of each head; of ids the shape counts
+         codes of softmax(alpha Q K^T) V of each head; only the shape of ids counts
      AttentionBiasQuantize(qkv, ids, bias) -> codes, rest                              attributes: heads, alpha
          the same with 2^bias, of bias[head][query - key + positions - 1], as a factor before the sum of softmax
      LinearAddNormalize(PRODUCT, residual, gamma, beta, ids) -> y                      attribute: epsilon

@@ -35,7 +35,7 @@ from quantize.writer import Writer
 
 DOMAIN = "lambda.embeddings"
 LANES = 16
-"""Channels of a layer, and of a head of attention, are a multiple of it."""
+"""Channels of a layer, and of a head of attention, must be a multiple of this."""
 ROWS_AT_ONCE = 4096
 """Of the table of words: more of them in float32 would only take memory."""
 MORE_BIASES = LANES - 2
@@ -57,7 +57,7 @@ def rest_of(tensor: str) -> str:
 
 
 def assemble(graph: Graph, quantized: Mapping[str, QuantizedLinear], wanted: Sequence[str] = ()) -> onnx.ModelProto:
-    """A model of token ids, int64 of shape (texts, tokens), with `quantized` in the place of the groups of that name.
+    """A model of token ids, int64 of shape (texts, tokens), with `quantized` in place of the groups of those names.
 
     The output is the last hidden state, float32 of shape (texts, tokens, channels), or the tensors `wanted`, and the
     model has no more than they need.

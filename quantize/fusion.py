@@ -49,8 +49,8 @@ LAYER = (
     {"Add"},
     {"LayerNormalization"},
 )
-"""What an encoder layer is made of. Each reads the output of that before it, and Add the layer's input or the output
-of the first LayerNormalization too."""
+"""What an encoder layer is made of. Each part reads the output of the one before it; Add also reads the layer's input
+or the output of the first LayerNormalization."""
 OTHERWISE = "take --recipe avx2, or keep float32: python -m export --precision fp32"
 REMEDY = f"and the recipe per-token takes only encoders like BERT, exported by optimum: {OTHERWISE}"
 

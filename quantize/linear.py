@@ -91,7 +91,7 @@ def quantize_linear(
 
 
 def outlier_channels(largest: Array, weight: Array, count: int) -> npt.NDArray[np.int64]:
-    """The channels, in order, that can contribute most: by their largest magnitudes, of shape (in,), and weights."""
+    """The `count` channels, in order, whose largest magnitudes, shape (in,), and weights can contribute most."""
     reach = largest.astype(np.float64) ** 2 * row_sums(weight.astype(np.float64) ** 2)
     return np.sort(np.argsort(-reach, kind="stable")[:count])
 
@@ -103,7 +103,7 @@ def smoothing_factors(largest: Array, weight: Array) -> Array:
 
 
 def row_sums(values: Array64) -> Array64:
-    """Sums of rows, halves upon halves: in an order of our own, which is the same everywhere."""
+    """Sums of rows, by adding one half to the other until one is left: the same order everywhere."""
     while values.shape[1] > 1:
         half = values.shape[1] // 2
         odd = values[:, 2 * half :]

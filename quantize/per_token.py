@@ -72,7 +72,7 @@ class PerTokenRecipe:
 
     smooth: bool = True
     compensate: bool = True
-    """Whether rounding errors are made good."""
+    """Whether rounding errors are compensated."""
     outliers: int | None = None
     """Channels that stay float32 of each input but attention's, which has none that reach far; None: what the crowding
     of the model's vectors asks for."""

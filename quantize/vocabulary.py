@@ -10,8 +10,8 @@ from tokenizers import Tokenizer
 from quantize.errors import QuantizationError
 
 REPEATED, TIMES = 16, 16
-"""One token in that many makes a further piece, which repeats it that often: what one word does to all tokens of a text
-at once shows there alone."""
+"""One token in REPEATED makes a further piece, which has it TIMES times: only this shows what one word does to all
+tokens of a text at once."""
 MOST = 1 << 15
 """Tokens of a larger vocabulary that are taken, spread evenly over it: eight times as many take eight times as long and
 change nothing that matters."""

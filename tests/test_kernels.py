@@ -234,13 +234,14 @@ def test_attention_with_a_bias(tokens: int, positions: int, heads: int, size: in
     inputs = attention_bias_inputs(2, tokens, heads, size, positions, spread=2)
     alpha = 1 / math.sqrt(size)
     bias = reference.by_distance(inputs["bias"], tokens)
-    exact = rows_of(reference.attention(*parts(inputs, 2, heads), alpha, bias))
+    query, key, value = parts(inputs, 2, heads)
+    exact = rows_of(reference.attention(query, key, value, alpha, bias))
     codes, rest = run("AttentionBiasQuantize", inputs, ["codes", "rest"], heads=heads, alpha=alpha)
     apart = np.abs(codes * rest[:, :1] + rest[:, 1:2] - exact) / rest[:, :1]
     assert (apart <= HALF_A_CODE + np.ptp(exact) / 255 / rest[:, :1]).all()
     assert (apart <= HALF_A_CODE).mean() > 0.98
     if tokens > 3:
-        assert not np.allclose(exact, rows_of(reference.attention(*parts(inputs, 2, heads), alpha)), atol=1e-2)
+        assert not np.allclose(exact, rows_of(reference.attention(query, key, value, alpha)), atol=1e-2)
 
 
 def test_attention_with_a_bias_of_0_is_attention() -> None:

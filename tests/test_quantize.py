@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -365,7 +366,7 @@ def test_products_that_are_kept_in_parts_are_the_same(
     assert done[-1][1] >= 4 * runs  # each layer but its last linear, and that
 
 
-SIZES_OF_MODELS: dict[str, dict[str, object]] = {
+SIZES_OF_MODELS: dict[str, dict[str, Any]] = {
     "24 layers": {"num_hidden_layers": 24},
     "768 wide, 64 channels a head": {"hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
     "1024 wide, 64 channels a head": {"hidden_size": 1024, "num_attention_heads": 16},
@@ -406,7 +407,7 @@ def test_another_encoder_of_the_family(activation: str, operator: str, small_tok
     ],
 )
 def test_sizes_that_the_operators_do_not_have_are_refused(
-    settings: dict[str, object], message: str, small_tokenizer: Path, tmp_path: Path
+    settings: dict[str, Any], message: str, small_tokenizer: Path, tmp_path: Path
 ) -> None:
     model = random_encoder(tmp_path, small_tokenizer, **settings)
     with pytest.raises(QuantizationError, match=f"^{model}: {message} are supported; {OTHERWISE}$"):
@@ -418,9 +419,8 @@ def counting(graph: Graph, places: np.ndarray) -> Graph:
     """Other numbers of places."""
     parts = list(graph.parts)
     (counted,) = (node for node in graph.nodes if node.op_type == "Constant" and 512 in node.attribute[0].t.dims)
-    at = parts.index(counted)
     value = onnx.numpy_helper.from_array(places[None])
-    parts[at] = helper.make_node("Constant", [], parts[at].output, value=value)
+    parts[parts.index(counted)] = helper.make_node("Constant", [], counted.output, value=value)
     return replace(graph, parts=parts)
 
 

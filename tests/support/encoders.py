@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import BertConfig, BertModel, MPNetConfig, MPNetModel
@@ -14,7 +15,7 @@ SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "i
 KINDS = {"bert": (BertConfig, BertModel), "mpnet": (MPNetConfig, MPNetModel)}
 
 
-def random_encoder(folder: Path, tokenizer: Path, spread: float = 0.2, kind: str = "bert", **settings: object) -> Path:
+def random_encoder(folder: Path, tokenizer: Path, spread: float = 0.2, kind: str = "bert", **settings: Any) -> Path:
     """Write `model.onnx`, with weights of that `spread`, and return its path; `settings` are the configuration's, by
     default SIZES."""
     torch.manual_seed(0)
