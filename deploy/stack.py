@@ -332,8 +332,8 @@ _CODE_REMEDIES: Mapping[str, str] = {
         ),
         _CREDENTIALS,
     ),
-    **dict.fromkeys(("NoSuchBucket", "404"), "give the stack's output ArtifactBucketName as --bucket, or --stack"),
-    "ResourceNotFoundException": "give the stack's output LoaderName as --loader, or --stack",
+    **dict.fromkeys(("NoSuchBucket", "404"), "give the stack's output ArtifactBucketName as --bucket, or use --stack"),
+    "ResourceNotFoundException": "give the stack's output LoaderName as --loader, or use --stack",
     **dict.fromkeys(
         _NOT_READY,
         "if it lasts, see its State and StateReason: aws lambda get-function-configuration --function-name",

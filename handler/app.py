@@ -37,8 +37,8 @@ _surroundings = Surroundings.from_environment()
 def lambda_handler(event: Any, context: Any) -> Any:
     """Answer an event of a Function URL, API Gateway or a load balancer, a direct invocation or a ping.
 
-    HTTP gets every error as JSON. A direct invocation gets the response object itself, and the object of an error that
-    is the client's; other errors are raised, so that Lambda marks the invocation as failed.
+    Over HTTP every error is answered as JSON. A direct invocation returns the response object itself, or an error
+    object if the error is the client's; it raises other errors, so that Lambda marks the invocation as failed.
     """
     record = Record(_request_id(event, context), _surroundings.namespace, _surroundings.log_texts)
     if not events.is_http(event):
@@ -83,7 +83,7 @@ def _invoke(event: Any, record: Record, deadline: float | None) -> Any:
             result = {"ping": "ok"}
         else:
             events.check_direct(event)
-            # Through the JSON writer and back: Python floats that print as the same short decimals as over HTTP.
+            # Written as JSON and read back, so that the floats print as the same short decimals as over HTTP.
             result = orjson.loads(service.embed(embed_api.parse(event), record, deadline))
     except EXITS:
         raise
@@ -159,7 +159,7 @@ ROUTES: Mapping[str, Mapping[str, Route]] = {
 
 
 def _route(request: HttpRequest, record: Record) -> Route:
-    """What answers a request. Raises UnknownRouteError, MethodNotAllowedError."""
+    """The function that answers a request. Raises UnknownRouteError, MethodNotAllowedError."""
     path = request.route
     methods = ROUTES.get(path)
     if methods is None:
@@ -235,13 +235,13 @@ def _request_id(event: Any, context: Any) -> str:
 
 
 def _seconds_left(context: Any) -> float:
-    """Of the function's timeout; infinite without a context."""
+    """Seconds left until the function's timeout; infinite without a context."""
     remaining = getattr(context, "get_remaining_time_in_millis", None)
     return float("inf") if remaining is None else remaining() / 1000
 
 
 def _deadline(seconds: float) -> float | None:
-    """When the vectors must be done, as a value of time.monotonic(); None where no time is set."""
+    """When the vectors must be done, as a value of time.monotonic(); None if there is no timeout."""
     return time.monotonic() + seconds - RESERVED_SECONDS if seconds < float("inf") else None
 
 

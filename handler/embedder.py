@@ -199,9 +199,9 @@ class Embedder:
     ) -> Tokens:
         """Token ids of texts, each with `prompt` before it as in `embed`, cut at the model's maximum.
 
-        The prompt is part of the text. The tokens of a text of up to `counted_characters`, by default
-        PREFIX_CHARACTERS, are all counted; of a longer one possibly only those of its beginning. `deadline` is a value
-        of `time.monotonic()`.
+        The prompt is part of the text. All tokens are counted of a text of up to `counted_characters` (default:
+        PREFIX_CHARACTERS); of a longer one perhaps only those of its beginning. `deadline` is a value of
+        `time.monotonic()`.
         Raises TypeError if `texts` is a str or holds anything but str, TooManyTokensError past the deadline.
         """
         if isinstance(texts, str):
@@ -214,9 +214,9 @@ class Embedder:
     def tokens_of(self, arrays: Sequence[Sequence[int]], deadline: float | None = None) -> tuple[Tokens, list[str]]:
         """Check token ids made by a client: what `tokenize` would return, and the texts (the beginning of long ones).
 
-        The ids include special tokens, and a prompt if there shall be one, and all are counted. Both results end before
-        the first array that is not this tokenizer's: its special tokens are missing, or its text, tokenized, gives
-        other ids. `deadline` is a value of `time.monotonic()`.
+        The ids include special tokens, and the prompt if one is wanted, and all are counted. Both results end before
+        the first array that this tokenizer would not make: special tokens are missing, or its text gives other ids
+        when tokenized. `deadline` is a value of `time.monotonic()`.
         Raises TooManyTokensError past the deadline.
         """
         if deadline is None:
@@ -262,7 +262,7 @@ class Embedder:
     def _tokenize(
         self, texts: Sequence[str], prompt: str, counted_characters: int | None, late: threading.Event
     ) -> Tokens:
-        """As `tokenize`. Once `late` is set nobody waits for it any more, and it ends at the next text."""
+        """Like `tokenize`. Once `late` is set, nobody waits for the result any more, and it stops at the next text."""
         ids: list[list[int]] = []
         counts: list[int] = []
         size = PREFIX_CHARACTERS if counted_characters is None else counted_characters
@@ -419,7 +419,7 @@ _FEEDS: Mapping[str, Callable[[npt.NDArray[np.int64]], npt.NDArray[np.int64]]] =
 
 _ACTIVATIONS: Mapping[str, Callable[[Vectors], Vectors]] = {
     "Identity": lambda vectors: vectors,
-    # Whose float32 form differs by CPU in the last bit.
+    # In float64, since the last bit of its float32 form differs by CPU.
     "Tanh": lambda vectors: np.tanh(vectors.astype(np.float64)).astype(np.float32),
     "ReLU": lambda vectors: np.maximum(vectors, np.float32(0)),
 }

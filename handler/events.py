@@ -28,13 +28,13 @@ class HttpRequest(NamedTuple):
 
     method: str
     path: str
-    """As the event has it."""
+    """The path as it is in the event."""
     body: str
     base64_encoded: bool
     headers: Mapping[str, str]
     """By names in lower case, several values of one joined by commas."""
     route: str
-    """The path among ours that is meant; empty if none is."""
+    """The path of ours that is meant; empty if none is."""
     name: str
     """The model or deployment that the path names, if it does."""
 
@@ -62,7 +62,7 @@ class HttpRequest(NamedTuple):
                 raise InvalidRequestError(
                     f"content-encoding is {shorten(coding)}, but the body came as text: {error}; send it as it is"
                 ) from error
-        import binascii  # here and below: what few requests need, a cold start should not load
+        import binascii  # here and below: few requests need it, so a cold start should not load it
 
         try:
             content = binascii.a2b_base64(self.body, strict_mode=True)
@@ -265,7 +265,7 @@ MODEL = "/v1/models/"
 
 
 def response(event: Mapping[str, Any], answer: Answer, headers: Mapping[str, str]) -> dict[str, Any]:
-    """What the sender of an event takes back. `headers` come on top of the answer's own."""
+    """The result that the sender of an event expects. `headers` are added to the answer's own."""
     headers = {"content-type": answer.content_type, **answer.headers, **headers}
     result = {
         "statusCode": answer.status,
