@@ -16,7 +16,7 @@ try:
     from export.mapping import map_weights
     from export.options import precisions
     from export.pins import warning
-    from export.progress import Advance, Steps
+    from export.progress import Steps
     from export.source import DEFAULT_MODEL, fetch, identify
     from export.to_onnx import to_onnx
     from export.tokenizer import write_tokenizer
@@ -59,7 +59,7 @@ def build(arguments: argparse.Namespace) -> None:
         with steps.step(f"quantize to INT8, recipe {arguments.recipe}") as advance:
             if "int8" in arguments.precision:
                 int8 = built / MODEL_FILES["int8"]
-                _quantize(float32, int8, tokenizer, source.config.max_tokens, arguments.recipe, advance)
+                quantize(float32, int8, tokenizer, source.config.max_tokens, arguments.recipe, advance)
                 map_weights(int8)
         with steps.step("embed the verification texts with sentence-transformers"):
             texts = gate_texts(tokenizer)
@@ -78,14 +78,6 @@ def build(arguments: argparse.Namespace) -> None:
     print(f"{model_folder}: version {manifest.version} is in use{'' if is_new else ', unchanged'}")
     if differs := warning(manifest):
         print(differs, file=sys.stderr)
-
-
-def _quantize(float32: Path, int8: Path, tokenizer: Path, max_tokens: int, recipe: str, advance: Advance) -> None:
-    try:
-        quantize(float32, int8, tokenizer, max_tokens, recipe, advance)
-    except QuantizationError as error:
-        others = "" if recipe != DEFAULT_RECIPE else ", or INT8 by onnxruntime's recipe: --recipe avx2"
-        raise ExportError(f"{error}. Without INT8 the model can be built: --precision fp32{others}") from error
 
 
 def _parse_arguments(command_line: Sequence[str] | None) -> argparse.Namespace:

@@ -17,6 +17,7 @@ from export.__main__ import main
 from export.manifest import reduced
 from handler import pages
 from handler.embedder import Embedder
+from quantize.fusion import OTHERWISE
 from tests.support.models import WIDTH, save_model
 
 pytestmark = pytest.mark.slow
@@ -143,10 +144,7 @@ def test_a_dynamic_recipe_works_too(tmp_path: Path) -> None:
 def test_what_cannot_be_quantized_names_the_ways_that_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = save_model(tmp_path, "bert", encoder={"hidden_act": "silu"})
     assert export(folder, tmp_path) == 1
-    assert capsys.readouterr().err.endswith(
-        "or take a dynamic recipe. Without INT8 the model can be built: --precision fp32, or INT8 by onnxruntime's "
-        "recipe: --recipe avx2\n"
-    )
+    assert capsys.readouterr().err.endswith(f": {OTHERWISE}\n")
     assert not (tmp_path / "model" / "current").exists()
     assert export(folder, tmp_path, "--recipe", "avx2") == 0
 
