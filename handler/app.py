@@ -68,6 +68,8 @@ def lambda_handler(event: Any, context: Any) -> Any:
         headers["x-truncated-texts"] = str(record.truncated)
     if record.ignored:
         headers["x-ignored-fields"] = events.listed(record.ignored)
+    if record.warnings:
+        headers["x-warnings"] = "; ".join(record.warnings)
     response = events.response(event, answer, headers)
     record.end_phase("write")
     record.write(answer.status, error)
@@ -221,7 +223,7 @@ def _cors_headers(request: HttpRequest) -> dict[str, str]:
         "access-control-allow-headers": (
             asked if asked and asked.isascii() and asked.isprintable() else "authorization, content-type, x-api-key"
         ),
-        "access-control-expose-headers": "retry-after, x-ignored-fields, x-request-id, x-truncated-texts",
+        "access-control-expose-headers": "retry-after, x-ignored-fields, x-request-id, x-truncated-texts, x-warnings",
         "access-control-max-age": "3600",
     }
 

@@ -43,7 +43,7 @@ def parse(data: Any) -> EmbedRequest:
 
 _FORMS = ("text", "texts", "inputs")
 _FIELDS = (*_FORMS, "model", *OPTIONS)
-_NAMES = (*_FORMS, "encoding_format", "normalize", "truncate", "dimensions")
+_NAMES = (*_FORMS, "encoding_format", "normalize", "truncate", "dimensions", "prompt", "prompt_name")
 """Of which a near miss is refused."""
 MAX_SPELT = 64
 """Unknown fields of a request that are looked at for near misses: a body has room for half a million."""
@@ -71,10 +71,13 @@ def _rows(outcome: Outcome) -> Any:
 
 
 def _common(outcome: Outcome) -> dict[str, Any]:
-    return {
+    common = {
         "model": outcome.manifest.model,
         "dimensions": outcome.manifest.dimensions,
         "tokens": outcome.tokens,
         "truncated": outcome.truncated,
         "latency": outcome.latency,
     }
+    if outcome.warnings:
+        common["warnings"] = outcome.warnings
+    return common

@@ -207,7 +207,7 @@ class Embedder:
         if isinstance(texts, str):
             raise TypeError("texts is one str: pass a list of them")
         prefix = self.manifest.prompt(None) if prompt is None else _well_formed(prompt)
-        if deadline is None or sum(map(len, texts)) <= CHARACTERS_AT_ONCE:
+        if deadline is None or len(prefix) * len(texts) + sum(map(len, texts)) <= CHARACTERS_AT_ONCE:
             return self._tokenize(texts, prefix, counted_characters, threading.Event())
         return _by(deadline, lambda late: self._tokenize(texts, prefix, counted_characters, late))
 

@@ -14,6 +14,9 @@ MAX_TEXTS = 2048
 MAX_TEXT_CHARACTERS = 1 << 20
 """Maximum characters of a text. One word of this length, which is tokenized whole, takes half a second."""
 
+MAX_PROMPT_CHARACTERS = 4096
+"""Maximum characters of a prompt, which goes before every text."""
+
 MAX_TOKEN_IDS = 8192
 """Maximum token ids in an array: what OpenAI's models read. Like text, they are cut at this model's maximum."""
 

@@ -44,6 +44,8 @@ class Record:
         self.truncated = 0
         self.ignored: tuple[str, ...] = ()
         """Names of the request's fields that change nothing here."""
+        self.warnings: tuple[str, ...] = ()
+        """What the client should know of its vectors; not logged."""
         self.load_seconds: float | None = None
         """Seconds that loading the model took; None but in the first request after it."""
         self.instructions: str | None = None

@@ -64,6 +64,8 @@ def _list(outcome: Outcome) -> dict[str, Any]:
     response: dict[str, Any] = {"object": "list", "data": data, "model": outcome.manifest.model, "usage": usage}
     if outcome.truncated:
         response["truncated"] = outcome.truncated
+    if outcome.warnings:
+        response["warnings"] = outcome.warnings
     return response
 
 

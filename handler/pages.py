@@ -7,6 +7,7 @@ import platform
 from typing import TYPE_CHECKING, Any
 
 from handler.limits import (
+    MAX_PROMPT_CHARACTERS,
     MAX_REQUEST_BYTES,
     MAX_RESPONSE_BYTES,
     MAX_TEXT_CHARACTERS,
@@ -76,6 +77,7 @@ def info(embedder: Embedder) -> dict[str, Any]:
             "texts_float": max_texts(manifest.dimensions),
             "texts_base64": max_texts(manifest.dimensions, "base64"),
             "text_characters": MAX_TEXT_CHARACTERS,
+            "prompt_characters": MAX_PROMPT_CHARACTERS,
             "token_ids": MAX_TOKEN_IDS,
         },
         "versions": {

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from handler.errors import InvalidRequestError, ModelNotFoundError, TextTooLongError, TooLargeError
-from handler.limits import ENCODINGS, MAX_TEXT_CHARACTERS, MAX_TOKEN_IDS, max_texts
-from handler.validation import option, shorten, truncate_option
+from handler.limits import ENCODINGS, MAX_PROMPT_CHARACTERS, MAX_TEXT_CHARACTERS, MAX_TOKEN_IDS, max_texts
+from handler.validation import check_text, either, option, shorten, truncate_option
 
 if TYPE_CHECKING:
     from artifact.manifest import Manifest
@@ -29,6 +29,8 @@ class Outcome(NamedTuple):
     manifest: Manifest
     latency: float
     """Seconds from the start of the request until the vectors were done."""
+    warnings: tuple[str, ...]
+    """What the client should know of the vectors."""
 
 
 class EmbedRequest(NamedTuple):
@@ -49,6 +51,8 @@ class EmbedRequest(NamedTuple):
     """Tokens at which the client expects texts to be cut; None or -1 for the model's maximum."""
     sizes: Mapping[str, int] = {}
     """Fields that say how many dimensions the client expects."""
+    prompts: Mapping[str, Any] = {}
+    """Fields that say what goes before every text; no one has checked yet what they hold."""
     model: str | None = None
     """Which the client expects."""
     ignored: tuple[str, ...] = ()
@@ -97,6 +101,35 @@ class EmbedRequest(NamedTuple):
                     self.name(index),
                 )
 
+    def prompt(self, manifest: Manifest) -> str | None:
+        """What goes before every text; None for the model's default prompt.
+
+        Raises InvalidRequestError if a field does not name a prompt of the model, or two ask for different ones;
+        TooLargeError.
+        """
+        found: str | None = None
+        for field, value in self.prompts.items():
+            prompt = _prompt_of(field, value, manifest)
+            if prompt is None:
+                continue
+            if found not in (None, prompt):
+                names = " and ".join(self.prompts)
+                raise InvalidRequestError(f"{names} ask for different prompts: send one of them", field)
+            if prompt and self.token_ids is not None:
+                raise InvalidRequestError(
+                    f"{self.field} holds token ids, before which no prompt is put: send text, or the ids of text that "
+                    f"has its prompt, without {field}",
+                    field,
+                )
+            found = prompt
+        return found
+
+    def warnings(self, manifest: Manifest) -> tuple[str, ...]:
+        """What the client should know of the vectors of a model with prompts. Token ids may have one among them."""
+        if self.prompts or manifest.default_prompt is not None or self.token_ids is not None:
+            return ()
+        return (_NO_PROMPT,)
+
     def check_lengths(self, tokens: Tokens, max_tokens: int) -> None:
         """Raise TextTooLongError, with token counts, if texts are too long and the request forbids cutting them."""
         if self.truncate or not (cut := tokens.truncated):
@@ -107,14 +140,15 @@ class EmbedRequest(NamedTuple):
             self.name(cut[0]),
         )
 
-    def tokens(self, embedder: Embedder, deadline: float | None) -> tuple[Tokens, list[str]]:
+    def tokens(self, embedder: Embedder, prompt: str | None, deadline: float | None) -> tuple[Tokens, list[str]]:
         """The tokens and the texts. Token ids are turned into the texts they stand for (the beginning of long ones).
 
-        `deadline` is a value of `time.monotonic()`.
+        `prompt` is as in `Embedder.tokenize`; token ids get none. `deadline` is a value of `time.monotonic()`.
         Raises InvalidRequestError if token ids are not this model's, TooManyTokensError past the deadline.
         """
         if self.token_ids is None:
-            return embedder.tokenize(self.texts, None if self.truncate else COUNTED_CHARACTERS, deadline), self.texts
+            counted = None if self.truncate else COUNTED_CHARACTERS
+            return embedder.tokenize(self.texts, counted, deadline, prompt), self.texts
         tokens, texts = embedder.tokens_of(self.token_ids, deadline)
         if len(texts) < len(self.token_ids):
             raise InvalidRequestError(
@@ -131,11 +165,22 @@ class EmbedRequest(NamedTuple):
 
 SIZES = ("dimensions", "output_dimension", "truncate_dim")
 """What OpenAI and text-embeddings-inference, Voyage and Mistral, and sentence-transformers call the dimensions."""
-OPTIONS = ("encoding_format", "normalize", "truncate", "truncate_prompt_tokens", *SIZES)
+PROMPTS = ("prompt", "prompt_name", "input_type")
+"""What goes before every text, its name in sentence-transformers and text-embeddings-inference, and NVIDIA's, Voyage's
+and Cohere's word for what the texts are."""
+OPTIONS = ("encoding_format", "normalize", "truncate", "truncate_prompt_tokens", *SIZES, *PROMPTS)
+_INPUT_TYPES = ("query", "passage", "document", "search_query", "search_document")
+_DOCUMENT_PROMPTS = ("document", "passage", "corpus")
+"""Names that models give the prompt of documents, in the order of sentence-transformers' `encode_document`."""
+_NO_PROMPT = (
+    "the model has prompts and the request names none: send prompt_name or input_type, or an empty prompt if there "
+    "shall be none; GET /info lists them"
+)
 
 
 def options_of(data: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of EmbedRequest for the OPTIONS of a decoded request. Raises InvalidRequestError."""
+    prompts = {field: data[field] for field in PROMPTS if data.get(field) is not None}
     sizes = {field: option(data, field, int, None) for field in SIZES if data.get(field) is not None}
     return {
         "encoding": option(data, "encoding_format", str, "float", ENCODINGS),
@@ -143,7 +188,45 @@ def options_of(data: Mapping[str, Any]) -> dict[str, Any]:
         "truncate": truncate_option(data),
         "cut_at": option(data, "truncate_prompt_tokens", int, None),
         "sizes": sizes,
+        "prompts": prompts,
     }
+
+
+def _prompt_of(field: str, value: Any, manifest: Manifest) -> str | None:
+    """The prompt that a field of PROMPTS asks for; None if it changes nothing.
+
+    Raises InvalidRequestError, TooLargeError.
+    """
+    prompts = manifest.prompts
+    if field == "input_type" and not prompts:
+        return None
+    check_text(value, field)
+    if not prompts and (field, value) != ("prompt", ""):
+        raise InvalidRequestError(
+            f"{field} is {shorten(value)}: this model has no prompts; leave it out, or send texts that begin with one",
+            field,
+        )
+    if field == "prompt":
+        if len(value) > MAX_PROMPT_CHARACTERS:
+            raise TooLargeError(
+                f"prompt has {len(value)} characters, the limit is {MAX_PROMPT_CHARACTERS}: send a shorter one", field
+            )
+        return str(value)
+    if field == "input_type" and value in _INPUT_TYPES:
+        return _prompt_of_type(value.removeprefix("search_"), prompts)
+    if value in prompts:
+        return prompts[value]
+    known = list(dict.fromkeys((*(_INPUT_TYPES if field == "input_type" else ()), *sorted(prompts))))
+    raise InvalidRequestError(f"{field} is {shorten(value)}, not {either(known)}", field)
+
+
+def _prompt_of_type(kind: str, prompts: Mapping[str, str]) -> str:
+    """The model's prompt for queries, passages or documents, "" if it has none.
+
+    An empty one does not count: sentence-transformers adds `document` to models that call it `passage`.
+    """
+    names = (kind,) if kind == "query" else (kind, *_DOCUMENT_PROMPTS)
+    return next((prompts[name] for name in names if prompts.get(name)), "")
 
 
 def encode(vectors: Vectors, encoding: str) -> Vectors | list[str]:

@@ -61,8 +61,13 @@ def embed(request: EmbedRequest, record: log.Record, deadline: float | None) -> 
     _tell_load(record, embedder)
     manifest = embedder.manifest
     request.check(manifest)
+    prompt = request.prompt(manifest)
+    if manifest.prompts:
+        record.warnings = request.warnings(manifest)
+    elif "input_type" in request.prompts:
+        record.ignored = (*request.ignored, "input_type")
     record.texts = request.texts
-    tokens, record.texts = request.tokens(embedder, deadline)
+    tokens, record.texts = request.tokens(embedder, prompt, deadline)
     request.check_lengths(tokens, manifest.max_tokens)
     truncated = tokens.truncated
     record.tokens, record.truncated = sum(map(len, tokens.ids)), len(truncated)
@@ -70,7 +75,7 @@ def embed(request: EmbedRequest, record: log.Record, deadline: float | None) -> 
     vectors = embedder.embed_tokens(tokens.ids, request.normalize, deadline)
     record.end_phase("run")
     latency = round(record.seconds, 6)
-    outcome = Outcome(encode(vectors, request.encoding), record.tokens, truncated, manifest, latency)
+    outcome = Outcome(encode(vectors, request.encoding), record.tokens, truncated, manifest, latency, record.warnings)
     body = orjson.dumps(request.render(outcome), option=orjson.OPT_SERIALIZE_NUMPY)
     if (size := escaped_size(body)) > MAX_RESPONSE_BYTES:
         raise TooLargeError(f"the response has {size} bytes, the limit is {MAX_RESPONSE_BYTES}: send fewer texts")

@@ -42,8 +42,6 @@ def ignored_fields(data: Mapping[str, Any], known: Collection[str]) -> tuple[str
 
 VECTOR_FIELDS: Mapping[str, tuple[Any, ...]] = {
     # text-embeddings-inference and sentence-transformers
-    "prompt_name": (),
-    "prompt": ("",),
     "instruction": ("",),
     "truncation_direction": ("right", "Right"),
     # vLLM
@@ -131,6 +129,12 @@ def check_text(text: Any, field: str) -> None:
     """Raise InvalidRequestError unless a value is a string."""
     if not isinstance(text, str):
         raise InvalidRequestError(f"{field} is {kind(text)}, not a string", field)
+
+
+def either(names: Sequence[str]) -> str:
+    """At least one name, as a message lists what works: `a, b or c`."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def kind(value: Any) -> str:

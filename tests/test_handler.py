@@ -226,7 +226,7 @@ INVALID_BODIES = {
     ),
     "a prompt": (
         '{"inputs": "a", "prompt_name": "query"}',
-        "prompt_name is 'query', not null: .* leave",
+        "prompt_name is 'query': this model has no prompts; leave",
         "prompt_name",
     ),
     "shorter vectors": ('{"inputs": "a", "dimensions": 256}', "dimensions is 256: .* have 384", "dimensions"),
@@ -280,6 +280,8 @@ NEAR_MISSES = {
     "encoding-format": "encoding_format",
     "dimension": "dimensions",
     "Inputs": "inputs",
+    "promptName": "prompt_name",
+    "prompts": "prompt",
 }
 
 
@@ -296,7 +298,7 @@ def test_a_near_miss_of_a_name_of_ours_is_refused(app: ModuleType, name: str) ->
 
 
 HARMLESS = {
-    **{"options": {"wait_for_model": True, "use_cache": True}, "raw_scores": False, "input_type": "passage"},
+    **{"options": {"wait_for_model": True, "use_cache": True}, "raw_scores": False, "input_type": {"any": "thing"}},
     **{"task": "retrieval.query", "priority": 0, "user": 5, "metadata": {"a": "b"}, "timeout": 600, "stream": False},
     **{"extra_headers": {}, "drop_params": True, "service_tier": "auto", "store": False, "prompt_cache_key": None},
     **{"context": "a", "type": "b", "id": "c", "text_type": "document", "title": "d", "request_id": "e"},
@@ -343,7 +345,8 @@ def test_the_header_of_ignored_fields_is_safe_and_short(app: ModuleType, make_ev
 
 WOULD_CHANGE_VECTORS = [
     *(("dimensions", 256), ("output_dimension", 256), ("truncate_dim", 128), ("dimensions", 384.0)),
-    *(("prompt_name", "query"), ("prompt", "query: "), ("instruction", "Represent"), ("prompt", 5)),
+    *(("prompt_name", "query"), ("prompt_name", ""), ("prompt", "query: "), ("prompt", 5)),
+    ("instruction", "Represent"),
     *(("truncation_direction", "left"), ("truncation_direction", "Left"), ("truncation_side", "left")),
     *(("truncate_prompt_tokens", 255), ("truncate_prompt_tokens", 0), ("truncate_prompt_tokens", -2)),
     *(("truncate_prompt_tokens", True), ("truncate_prompt_tokens", "256"), ("truncation", False)),

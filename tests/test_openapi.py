@@ -172,6 +172,10 @@ def test_limits_are_the_handlers() -> None:
     bodies = [schema for name, schema in SCHEMAS.items() if name.endswith("Request")]
     lengths = [node["maxLength"] for node in nodes(bodies) if "maxLength" in node]
     assert lengths == [limits.MAX_TEXT_CHARACTERS] * 6
+    assert (
+        f"up to {limits.MAX_PROMPT_CHARACTERS:,} characters"
+        in SCHEMAS["Options"]["properties"]["prompt"]["description"]
+    )
     words = f"at most {limits.max_texts(384):,}, or {limits.MAX_TEXTS:,} as base64"
     assert all(words in field["description"] for field in (texts, inputs, openai))
 
