@@ -137,6 +137,9 @@ class Manifest(NamedTuple):
     `truncate_dim`); 0 where it keeps all."""
     unit_before_truncation: bool = False
     """Whether they are normalized before that, so that the vectors, which `normalize` is about, are shorter than 1."""
+    matryoshka_dimensions: tuple[int, ...] = ()
+    """Smaller numbers of dimensions that the model was trained for, the largest first: a request may ask for the first
+    so many of each vector, which are normalized after that where `normalize` is true."""
     prompts: Mapping[str, str] = {}
     """Texts that the model was trained to find before its texts, by names such as `query`."""
     default_prompt: str | None = None
@@ -342,6 +345,7 @@ def parse_manifest(data: Any) -> Manifest:
             "dense": tuple(
                 Dense(**_fields_of(Dense, layer, f"dense[{place}]")) for place, layer in enumerate(values["dense"])
             ),
+            "matryoshka_dimensions": tuple(values["matryoshka_dimensions"]),
             "languages": tuple(values["languages"]),
         }
     )
@@ -364,6 +368,7 @@ _JSON_TYPES: Mapping[object, tuple[type, ...]] = {
     str | None: (str, type(None)),
     bool: (bool,),
     tuple[str, ...]: (list,),
+    tuple[int, ...]: (list,),
     tuple[Dense, ...]: (list,),
 }
 
@@ -401,6 +406,11 @@ def _check_values(manifest: Manifest) -> None:
             raise ValueError(f"manifest.{field} is {getattr(manifest, field)}, not at least 1")
     if manifest.pooling not in POOLINGS:
         raise ValueError(f"manifest.pooling is {manifest.pooling!r}, not one of {', '.join(POOLINGS)}")
+    for size in manifest.matryoshka_dimensions:
+        if type(size) is not int or not 0 < size < manifest.dimensions:
+            raise ValueError(
+                f"manifest.matryoshka_dimensions has {size!r}, not a whole number between 0 and {manifest.dimensions}"
+            )
     _check_files(manifest)
     _check_head(manifest)
     if not manifest.precisions:

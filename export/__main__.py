@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 try:
@@ -14,7 +15,7 @@ try:
     from export.dense import write_dense
     from export.manifest import describe, summary, verified
     from export.mapping import map_weights
-    from export.options import precisions
+    from export.options import dimensions, precisions
     from export.pins import warning
     from export.progress import Steps
     from export.source import DEFAULT_MODEL, fetch, identify
@@ -49,6 +50,8 @@ def build(arguments: argparse.Namespace) -> None:
         built.mkdir()
         with steps.step(f"get {arguments.model}", live=False):
             source = fetch(arguments.model, arguments.model_id, arguments.revision, workdir)
+            if arguments.matryoshka:
+                source = replace(source, config=source.config.with_matryoshka(arguments.matryoshka))
             tokenizer = built / TOKENIZER
             write_tokenizer(source.config, tokenizer)
             wordpiece = split_wordpiece(tokenizer, built / VOCABULARY)
@@ -93,6 +96,12 @@ def _parse_arguments(command_line: Sequence[str] | None) -> argparse.Namespace:
         "--output", type=Path, default=Path("build/ml-models"), metavar="DIR", help="default: %(default)s"
     )
     parser.add_argument("--precision", type=precisions, default="int8,fp32", help="default: %(default)s")
+    parser.add_argument(
+        "--matryoshka",
+        type=dimensions,
+        metavar="N,N",
+        help="smaller dimensions that the model was trained for; default: what its configuration lists",
+    )
     parser.add_argument("--recipe", choices=RECIPES, default=DEFAULT_RECIPE, help="for INT8; default: %(default)s")
     return parser.parse_args(command_line)
 

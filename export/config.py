@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,8 @@ class Config:
     dense_folders: tuple[Path, ...]
     normalize: bool
     truncate_dim: int | None
+    matryoshka: tuple[int, ...]
+    """Smaller numbers of dimensions that the model was trained for, the largest first."""
     prompts: Mapping[str, str]
     """None at all where all are empty, as version 5 writes them for models that have none."""
     default_prompt: str | None
@@ -75,6 +77,14 @@ class Config:
     @property
     def dimensions(self) -> int:
         return min(self.full_dimensions, self.truncate_dim or self.full_dimensions)
+
+    def with_matryoshka(self, sizes: Sequence[int]) -> Config:
+        """The same with other `matryoshka`. Raises ExportError if one is not smaller than `dimensions`."""
+        if (largest := max(sizes)) >= self.dimensions:
+            raise ExportError(
+                f"--matryoshka has {largest}, the model's vectors have {self.dimensions}: name fewer dimensions"
+            )
+        return replace(self, matryoshka=tuple(sorted(set(sizes), reverse=True)))
 
 
 def read_config(folder: Path) -> Config:
@@ -90,7 +100,7 @@ def read_config(folder: Path) -> Config:
     dense_folders = tuple(path for kind, path in rest if kind == "Dense")
     model = _read_object(folder / "config_sentence_transformers.json", optional=True)
     prompts, default_prompt = _read_prompts(model, folder)
-    return Config(
+    config = Config(
         encoder=encoder,
         max_tokens=_read_max_tokens(encoder, settings),
         lower_case=settings.get("do_lower_case") is True,
@@ -99,11 +109,15 @@ def read_config(folder: Path) -> Config:
         dense=_read_dense(dense_folders, pooled_dimensions),
         dense_folders=dense_folders,
         normalize=any(kind == "Normalize" for kind, _ in rest),
+        matryoshka=(),
         truncate_dim=_number(model.get("truncate_dim"), f"{folder}/config_sentence_transformers.json", "truncate_dim"),
         prompts=prompts,
         default_prompt=default_prompt,
         similarity=_read_similarity(model, folder),
     )
+    # Most lists have the whole vector's size too.
+    smaller = [size for size in _read_matryoshka(encoder) if size < config.dimensions]
+    return config.with_matryoshka(smaller) if smaller else config
 
 
 def check_files(folder: Path, model: str) -> None:
@@ -278,6 +292,15 @@ def _read_dense(folders: Sequence[Path], inputs: int) -> tuple[Dense, ...]:
         inputs = layer.outputs
         layers.append(layer)
     return tuple(layers)
+
+
+def _read_matryoshka(encoder: Path) -> list[int]:
+    """The field of which vLLM reads the same."""
+    path = encoder / "config.json"
+    found = _read_object(path).get("matryoshka_dimensions") or []
+    if not isinstance(found, list) or not all(type(size) is int and size > 0 for size in found):
+        raise ExportError(f"{path} has matryoshka_dimensions {found!r:.80}, not a list of whole numbers from 1")
+    return found
 
 
 def _read_prompts(model: Mapping[str, Any], folder: Path) -> tuple[Mapping[str, str], str | None]:

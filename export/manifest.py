@@ -29,7 +29,14 @@ from quantize import RECIPES
 
 TOOLS = ("onnx", "onnxruntime", "optimum", "optimum-onnx", "sentence-transformers", "tokenizers", "torch")
 _DECISIVE = ("model", "revision", "max_tokens", "pooling", "normalize", "wordpiece")
-_DECISIVE_IF_SET = ("dense", "truncated_from", "unit_before_truncation", "prompts", "default_prompt")
+_DECISIVE_IF_SET = (
+    "dense",
+    "truncated_from",
+    "matryoshka_dimensions",
+    "unit_before_truncation",
+    "prompts",
+    "default_prompt",
+)
 """Left out of the name where a model has nothing of it."""
 _UNVERIFIED = Parity(0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
@@ -70,6 +77,7 @@ def describe(source: Source, built: Path, recipe: str, wordpiece: str | None) ->
         dense=config.dense,
         truncated_from=config.full_dimensions if is_cut else 0,
         unit_before_truncation=config.normalize and is_cut,
+        matryoshka_dimensions=config.matryoshka,
         prompts=config.prompts,
         default_prompt=config.default_prompt,
         similarity=config.similarity,

@@ -73,7 +73,7 @@ def _rows(outcome: Outcome) -> Any:
 def _common(outcome: Outcome) -> dict[str, Any]:
     common = {
         "model": outcome.manifest.model,
-        "dimensions": outcome.manifest.dimensions,
+        "dimensions": outcome.dimensions,
         "tokens": outcome.tokens,
         "truncated": outcome.truncated,
         "latency": outcome.latency,

@@ -281,17 +281,23 @@ class Embedder:
         return Tokens(ids, counts)
 
     def embed_tokens(
-        self, ids: Sequence[Sequence[int]], normalize: bool | None = None, deadline: float | None = None
+        self,
+        ids: Sequence[Sequence[int]],
+        normalize: bool | None = None,
+        deadline: float | None = None,
+        dimensions: int | None = None,
     ) -> Vectors:
         """Token ids to vectors, float32 of shape (n, dimensions).
 
-        `normalize` says whether to make unit vectors; None for what the model does. `deadline` is a value of
+        `normalize` says whether to make unit vectors; None for what the model does. `dimensions` is how many are kept
+        before that, at most the model's; None for all. `deadline` is a value of
         `time.monotonic()`; before each run it is checked that the rest can be done by then.
         Raises BadVectorError if a vector is not finite or has a wrong norm; TooManyTokensError if the tokens take too
         long even at the best speed measured here; DeadlineError if they only take too long at the present speed.
         """
         lengths = [len(text) for text in ids]
-        vectors = np.empty((len(ids), self.manifest.dimensions), np.float32)
+        size = self.manifest.dimensions if dimensions is None else dimensions
+        vectors = np.empty((len(ids), size), np.float32)
         runs = list(_runs(lengths, TOKENS_PER_RUN if self._group_texts else 0))[::-1]
 
         def tokens_of_run(rows: list[int]) -> int:
@@ -303,7 +309,7 @@ class Embedder:
         def infer(rows: list[int]) -> None:
             tokens = tokens_of_run(rows)
             began = budget.begin(tokens)
-            vectors[rows] = self._infer(np.array([ids[row] for row in rows], np.int64), normalize)
+            vectors[rows] = self._infer(np.array([ids[row] for row in rows], np.int64), normalize, size)
             budget.end(tokens, began)
 
         _for_each(infer, runs, self.threads)
@@ -339,7 +345,7 @@ class Embedder:
             ) from error
         self._longest_done = True
 
-    def _infer(self, ids: npt.NDArray[np.int64], normalize: bool | None) -> Vectors:
+    def _infer(self, ids: npt.NDArray[np.int64], normalize: bool | None, dimensions: int) -> Vectors:
         """Token ids of shape (batch, length) to vectors of shape (batch, dimensions); `normalize` as in `embed_tokens`.
 
         Raises what onnxruntime raises, ArtifactCorruptError as `check_longest` does.
@@ -354,10 +360,10 @@ class Embedder:
         vectors = pool(hidden, manifest.pooling)
         for layer in self._dense:
             vectors = layer.apply(vectors)
-        if manifest.truncated_from:
-            if manifest.unit_before_truncation and normalize is None:
-                vectors = unit_rows(vectors)
-            vectors = vectors[:, : manifest.dimensions]
+        if manifest.unit_before_truncation and normalize is None:
+            vectors = unit_rows(vectors)
+        if vectors.shape[1] > dimensions:
+            vectors = vectors[:, :dimensions]
         unit = manifest.normalize if normalize is None else normalize
         return unit_rows(vectors) if unit else vectors
 

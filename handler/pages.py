@@ -61,6 +61,7 @@ def info(embedder: Embedder) -> dict[str, Any]:
         "precision": embedder.precision,
         "recipe": precision.recipe,
         "dimensions": manifest.dimensions,
+        "matryoshka_dimensions": manifest.matryoshka_dimensions,
         "max_tokens": manifest.max_tokens,
         "pooling": manifest.pooling,
         "normalize": manifest.normalize,

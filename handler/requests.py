@@ -27,6 +27,8 @@ class Outcome(NamedTuple):
     truncated: list[int]
     """Indices of the texts that were cut."""
     manifest: Manifest
+    dimensions: int
+    """Of each vector."""
     latency: float
     """Seconds from the start of the request until the vectors were done."""
     warnings: tuple[str, ...]
@@ -58,20 +60,15 @@ class EmbedRequest(NamedTuple):
     ignored: tuple[str, ...] = ()
     """Names of fields that change nothing here."""
 
-    def check(self, manifest: Manifest) -> None:
+    def check(self, manifest: Manifest) -> int:
         """Compare the request with the model, and with the limits of texts and vectors.
 
+        Returns how many dimensions the vectors shall have.
         Raises ModelNotFoundError, InvalidRequestError, TooLargeError.
         """
         if self.model is not None:
             check_model(self.model, manifest)
-        dimensions = manifest.dimensions
-        for field, size in self.sizes.items():
-            if size != dimensions:
-                raise InvalidRequestError(
-                    f"{field} is {shorten(size)}: this model's vectors have {dimensions}, and cannot be shortened",
-                    field,
-                )
+        dimensions = _size_of(self.sizes, manifest) if self.sizes else manifest.dimensions
         if self.cut_at not in (None, -1) and self.cut_at < manifest.max_tokens:
             raise InvalidRequestError(
                 f"truncate_prompt_tokens is {shorten(self.cut_at)}: texts are cut at the model's {manifest.max_tokens} "
@@ -100,6 +97,7 @@ class EmbedRequest(NamedTuple):
                     "send it in parts",
                     self.name(index),
                 )
+        return dimensions
 
     def prompt(self, manifest: Manifest) -> str | None:
         """What goes before every text; None for the model's default prompt.
@@ -190,6 +188,22 @@ def options_of(data: Mapping[str, Any]) -> dict[str, Any]:
         "sizes": sizes,
         "prompts": prompts,
     }
+
+
+def _size_of(sizes: Mapping[str, int], manifest: Manifest) -> int:
+    """The dimensions that fields of SIZES, at least one, ask for. Raises InvalidRequestError."""
+    whole, smaller = manifest.dimensions, manifest.matryoshka_dimensions
+    for field, size in sizes.items():
+        if size != whole and size not in smaller:
+            has = (
+                f"{either([*map(str, (whole, *smaller))])} dimensions"
+                if smaller
+                else f"{whole}, and cannot be shortened"
+            )
+            raise InvalidRequestError(f"{field} is {shorten(size)}: this model's vectors have {has}", field)
+    if len({*sizes.values()}) > 1:
+        raise InvalidRequestError(f"{' and '.join(sizes)} ask for different sizes: send one of them", field)
+    return size
 
 
 def _prompt_of(field: str, value: Any, manifest: Manifest) -> str | None:

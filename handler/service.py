@@ -60,7 +60,7 @@ def embed(request: EmbedRequest, record: log.Record, deadline: float | None) -> 
     embedder = loaded_embedder()
     _tell_load(record, embedder)
     manifest = embedder.manifest
-    request.check(manifest)
+    dimensions = request.check(manifest)
     prompt = request.prompt(manifest)
     if manifest.prompts:
         record.warnings = request.warnings(manifest)
@@ -72,10 +72,11 @@ def embed(request: EmbedRequest, record: log.Record, deadline: float | None) -> 
     truncated = tokens.truncated
     record.tokens, record.truncated = sum(map(len, tokens.ids)), len(truncated)
     record.end_phase("tokenize")
-    vectors = embedder.embed_tokens(tokens.ids, request.normalize, deadline)
+    vectors = embedder.embed_tokens(tokens.ids, request.normalize, deadline, dimensions)
     record.end_phase("run")
     latency = round(record.seconds, 6)
-    outcome = Outcome(encode(vectors, request.encoding), record.tokens, truncated, manifest, latency, record.warnings)
+    coded = encode(vectors, request.encoding)
+    outcome = Outcome(coded, record.tokens, truncated, manifest, dimensions, latency, record.warnings)
     body = orjson.dumps(request.render(outcome), option=orjson.OPT_SERIALIZE_NUMPY)
     if (size := escaped_size(body)) > MAX_RESPONSE_BYTES:
         raise TooLargeError(f"the response has {size} bytes, the limit is {MAX_RESPONSE_BYTES}: send fewer texts")

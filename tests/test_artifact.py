@@ -33,7 +33,7 @@ def test_manifest_survives_a_round_trip(manifest: dict[str, Any]) -> None:
 
 def test_what_only_some_models_have_is_stored_only_for_them(manifest: dict[str, Any]) -> None:
     plain = parse_manifest(manifest)
-    for name in ("dense", "truncated_from", "prompts", "default_prompt", "limitations"):
+    for name in ("dense", "truncated_from", "matryoshka_dimensions", "prompts", "default_prompt", "limitations"):
         assert name not in manifest
     assert (plain.dense, plain.prompts, plain.prompt(None), plain.pooled_dimensions) == ((), {}, "", 384)
     file = plain.files["tokenizer.json"]._replace(size=4 * (500 * 768 + 400 * 501))
@@ -43,6 +43,7 @@ def test_what_only_some_models_have_is_stored_only_for_them(manifest: dict[str, 
         dense=(Dense(768, 500, False, "ReLU"), Dense(500, 400, True, "Tanh")),
         truncated_from=400,
         unit_before_truncation=True,
+        matryoshka_dimensions=(200, 100),
         prompts={"query": "query: ", "document": ""},
         default_prompt="query",
         similarity="dot",
@@ -138,6 +139,15 @@ WRONG = [
         "unit_before_truncation",
         True,
         "manifest.unit_before_truncation is true of vectors that are unit vectors, or not",
+    ),
+    ("matryoshka_dimensions", 8, "manifest.matryoshka_dimensions is 8, not of type list"),
+    *(
+        (
+            "matryoshka_dimensions",
+            [128, size],
+            f"manifest.matryoshka_dimensions has {size!r}, not a whole number between",
+        )
+        for size in (0, 384, True, "8", 8.0)
     ),
     ("prompts", [], r"manifest.prompts is \[\], not of type dict"),
     ("prompts", {"query": 1}, "manifest.prompts.query is 1, not of type str"),

@@ -3,20 +3,15 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
-from sentence_transformers import SentenceTransformer
 
-from export.__main__ import main
 from handler.limits import MAX_PROMPT_CHARACTERS
 from tests.support.events import LoadApp, body_of, error_of, function_url_event
-from tests.support.models import save_model
+from tests.support.served import FORMS, TEXTS, TOKENS, Served, build, check
 
-TEXTS = ["vitamin d", "iron rich foods", "敏捷的棕色狐狸", "word " * 90, ""]
-TOKENS = 64
 MODELS: Mapping[str, dict[str, Any]] = {
     "passages": {"prompts": {"query": "query: ", "passage": "passage: "}},
     "queries": {"prompts": {"query": "Represent this sentence: "}},
@@ -25,60 +20,23 @@ MODELS: Mapping[str, dict[str, Any]] = {
         "default_prompt_name": "query",
     },
 }
-FORMS = {"texts": "/embed", "inputs": "/embed", "input": "/v1/embeddings"}
-"""Field that holds the texts -> path."""
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What MODEL_CACHE_DIR names, with a folder NAME.source for what sentence-transformers has saved."""
-    root = tmp_path_factory.mktemp("models")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
     for name, settings in MODELS.items():
-        source = save_model(root / f"{name}.source", "bert", **settings)
-        options = ["--model-id", f"my/{name}", "--precision", "fp32", "--output", str(root)]
-        assert main(["--model", str(source), *options]) == 0
-    return root
-
-
-class Served:
-    """A model behind the handler, and the same model in sentence-transformers."""
-
-    def __init__(self, app: ModuleType, name: str, source: Path) -> None:
-        self.app = app
-        self.name = name
-        self.reference = SentenceTransformer(str(source), device="cpu")
-        self.reference.max_seq_length = TOKENS
-
-    def post(self, field: str, content: Any = TEXTS, **fields: Any) -> dict[str, Any]:
-        request = {field: content, "model": self.name, **fields}
-        return self.app.lambda_handler(function_url_event(json.dumps(request), path=FORMS[field]), None)
-
-    def tokens(self, prompt: str, text: str) -> int:
-        return min(TOKENS, len(self.reference.tokenizer(prompt + text)["input_ids"]))
+        build(folder, name, **settings)
+    return folder
 
 
 @pytest.fixture
-def served(request: pytest.FixtureRequest, load_app: LoadApp, folder: Path) -> Served:
-    name = request.param
-    app = load_app(MODEL_CACHE_DIR=str(folder), MODEL_NAME=name, MODEL_PRECISION="fp32")
-    return Served(app, name, folder / f"{name}.source" / "model")
+def served(request: pytest.FixtureRequest, load_app: LoadApp, root: Path) -> Served:
+    return Served(load_app, root, request.param)
 
 
 def serve(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("served", names, indirect=True)
-
-
-def vectors_of(body: Any) -> np.ndarray:
-    if isinstance(body, list):
-        return np.array(body, np.float32)
-    rows = body["embeddings"] if "embeddings" in body else [row["embedding"] for row in body["data"]]
-    return np.array(rows, np.float32)
-
-
-def check(response: dict[str, Any], expected: np.ndarray) -> Any:
-    body = body_of(response)
-    np.testing.assert_allclose(vectors_of(body), expected, rtol=0, atol=1e-5)
-    return body
 
 
 @serve(*MODELS)
@@ -161,14 +119,14 @@ def test_parameters_of_hugging_faces_inference_api_may_name_a_prompt(served: Ser
 @serve("passages")
 def test_a_prompts_tokens_count(served: Served) -> None:
     almost = "word " * 200
-    while served.tokens("", almost := almost[5:]) > TOKENS - 1:
+    while served.tokens(almost := almost[5:]) > TOKENS - 1:
         pass
     texts = ["vitamin d", almost]
     body = body_of(served.post("texts", texts, prompt_name="passage"))
-    assert (body["tokens"], body["truncated"]) == (sum(served.tokens("passage: ", text) for text in texts), [1])
+    assert (body["tokens"], body["truncated"]) == (sum(served.tokens("passage: " + text) for text in texts), [1])
     assert body_of(served.post("texts", texts, prompt=""))["truncated"] == []
     body = body_of(served.post("input", texts, input_type="passage"))
-    assert body["usage"]["prompt_tokens"] == sum(served.tokens("passage: ", text) for text in texts)
+    assert body["usage"]["prompt_tokens"] == sum(served.tokens("passage: " + text) for text in texts)
     error = error_of(served.post("texts", texts, prompt_name="passage", truncate=False), 400)
     count = len(served.reference.tokenizer("passage: " + almost)["input_ids"])
     assert (error["code"], f"texts[1] has {count}" in error["message"]) == ("text_too_long", True)

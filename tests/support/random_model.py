@@ -170,6 +170,7 @@ def build(output: Path) -> None:
             dense_folders=(),
             normalize=True,
             truncate_dim=None,
+            matryoshka=(),
             prompts={},
             default_prompt=None,
             similarity=None,
