@@ -291,7 +291,7 @@ _MISTAKES: Sequence[tuple[dict[str, Any], int]] = (
     (url_event('{"texts": [1]}'), 400),
     (url_event("not base64!", base64=True), 400),
     (url_event("/////w==", base64=True), 400),  # bytes FF, which are not UTF-8
-    (url_event(json.dumps({"text": "x", "unknown": "y" * 10_000})), 400),
+    (url_event(json.dumps({"text": "x", "txt": "y" * 10_000})), 400),
     (url_event("", method="GET"), 405),
     (url_event("{}", path="/other"), 404),
     (url_event(json.dumps({"texts": ["x"] * 2000})), 413),

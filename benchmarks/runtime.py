@@ -101,8 +101,15 @@ def start_function(
             server.server_close()
     if "answer" not in found:
         raise RuntimeError(f"the function gave no answer: {found.get('error', output)[-500:]!r}")
-    ready, answered = found["ready"] - began, found["answered"] - began
-    return Started(ready, answered, json.loads(found["answer"]), found["peak"])
+    return Started(found["ready"] - began, found["answered"] - began, _result(found["answer"]), found["peak"])
+
+
+def _result(answer: str | bytes) -> Any:
+    """What the function returned. Raises RuntimeError if that is an error of the caller's."""
+    result = json.loads(answer)
+    if "error" in result:
+        raise RuntimeError(f"the function refused the event: {result['error']}")
+    return result
 
 
 def lambda_python(folder: Path, *packages: str) -> str:

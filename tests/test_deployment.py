@@ -111,7 +111,15 @@ def test_sam_reads_what_it_is_given(kind: str) -> None:
 
 def test_the_package_is_built_for_what_sam_is_given() -> None:
     for target in ("build-EmbeddingFunction", "build-LoaderFunction"):
-        command = ["make", "--dry-run", target, "ARTIFACTS_DIR=folder", "ARCHITECTURE=arm64", "RUNTIME=python3.14"]
+        command = [
+            "make",
+            "--no-print-directory",
+            "--dry-run",
+            target,
+            "ARTIFACTS_DIR=folder",
+            "ARCHITECTURE=arm64",
+            "RUNTIME=python3.14",
+        ]
         ran = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
         assert ran.stdout.strip().endswith(" folder --architecture arm64 --python 3.14")
 

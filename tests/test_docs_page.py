@@ -34,7 +34,7 @@ class DocsPage(Page):
     def open(self, url: str) -> None:
         """Load the page and wait until it has shown, or said that it cannot show, info and routes."""
         super().open(url)
-        self.wait_for("!document.body.innerText.includes('Asking for')")
+        self.wait_for("!document.body.innerText.includes('Loading ')")
 
     def try_embed(self, body: str) -> str:
         """Send a request body with the form of POST /embed; what its status line then says."""

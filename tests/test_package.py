@@ -52,8 +52,10 @@ def test_the_package_answers_under_the_runtime_client(package_folder: Path, mode
 
 
 def test_a_function_that_fails_is_reported(package_folder: Path, model_cache: Path) -> None:
-    with pytest.raises(RuntimeError, match=r"the function gave no answer: .*unknown field"):
+    with pytest.raises(RuntimeError, match=r"the function refused the event: .*unknown field"):
         start_function(package_folder, {"txt": "vitamin d"}, environment(model_cache))
+    with pytest.raises(RuntimeError, match=r"the function gave no answer: .*ArtifactNotFoundError"):
+        start_function(package_folder, {"text": "vitamin d"}, environment(model_cache / "nothing"))
 
 
 def test_the_package_is_compiled_and_holds_nothing_unused(package_folder: Path) -> None:
