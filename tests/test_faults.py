@@ -802,6 +802,7 @@ def test_texts_that_take_long_to_tokenize_are_answered_in_time(
     assert not any("Task timed out" in line for line in local.log)
 
 
+@pytest.mark.real_model
 def test_a_pace_that_drops_in_a_request_is_503(
     load_app: LoadApp, monkeypatch: pytest.MonkeyPatch, int8: Embedder
 ) -> None:

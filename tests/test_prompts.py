@@ -12,6 +12,8 @@ from handler.limits import MAX_PROMPT_CHARACTERS
 from tests.support.events import LoadApp, body_of, error_of, function_url_event
 from tests.support.served import FORMS, TEXTS, TOKENS, Served, build, check
 
+pytestmark = pytest.mark.slow
+
 MODELS: Mapping[str, dict[str, Any]] = {
     "passages": {"prompts": {"query": "query: ", "passage": "passage: "}},
     "queries": {"prompts": {"query": "Represent this sentence: "}},

@@ -17,6 +17,8 @@ from tests.support.events import LoadApp, body_of, error_of, function_url_event
 from tests.support.models import WIDTH, edit_json, save_model
 from tests.support.served import FORMS, TEXTS, Served, build, check, rows_of
 
+pytestmark = pytest.mark.slow
+
 TEXTS_OF_FORMS = {form: TEXTS[:-1] if form == "input" else TEXTS for form in FORMS}
 MODELS: Mapping[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "unit": ({}, ("--matryoshka", "8,16")),
