@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from handler.limits import MAX_PROMPT_CHARACTERS
-from tests.support.events import LoadApp, body_of, error_of, function_url_event
-from tests.support.served import FORMS, TEXTS, TOKENS, Served, build, check
+from tests.support.events import body_of, error_of, function_url_event
+from tests.support.served import FORMS, TEXTS, TOKENS, Served, build, check, serve, served
+
+__all__ = ["served"]  # a fixture
 
 pytestmark = pytest.mark.slow
 
@@ -30,15 +32,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, settings in MODELS.items():
         build(folder, name, **settings)
     return folder
-
-
-@pytest.fixture
-def served(request: pytest.FixtureRequest, load_app: LoadApp, root: Path) -> Served:
-    return Served(load_app, root, request.param)
-
-
-def serve(*names: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("served", names, indirect=True)
 
 
 @serve(*MODELS)

@@ -13,9 +13,11 @@ from artifact.manifest import open_artifact
 from export.__main__ import main
 from handler import limits
 from handler.requests import SIZES
-from tests.support.events import LoadApp, body_of, error_of, function_url_event
+from tests.support.events import body_of, error_of, function_url_event
 from tests.support.models import WIDTH, edit_json, save_model
-from tests.support.served import FORMS, TEXTS, Served, build, check, rows_of
+from tests.support.served import FORMS, TEXTS, Served, build, check, rows_of, serve, served
+
+__all__ = ["served"]  # a fixture
 
 pytestmark = pytest.mark.slow
 
@@ -33,15 +35,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, (settings, options) in MODELS.items():
         build(folder, name, *options, **settings)
     return folder
-
-
-@pytest.fixture
-def served(request: pytest.FixtureRequest, load_app: LoadApp, root: Path) -> Served:
-    return Served(load_app, root, request.param)
-
-
-def serve(*names: str) -> pytest.MarkDecorator:
-    return pytest.mark.parametrize("served", names, indirect=True)
 
 
 @serve(*MODELS)

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pytest
 from sentence_transformers import SentenceTransformer
 
 from export.__main__ import main
@@ -28,6 +29,8 @@ def build(root: Path, name: str, *options: str, **settings: Any) -> None:
 
 
 class Served:
+    """The model NAME of the folder `root`, served and in sentence-transformers."""
+
     def __init__(self, load_app: LoadApp, root: Path, name: str) -> None:
         self.name = name
         self.app: ModuleType = load_app(MODEL_CACHE_DIR=str(root), MODEL_NAME=name, MODEL_PRECISION="fp32")
@@ -40,6 +43,17 @@ class Served:
 
     def tokens(self, text: str) -> int:
         return min(TOKENS, len(self.reference.tokenizer(text)["input_ids"]))
+
+
+@pytest.fixture
+def served(request: pytest.FixtureRequest, load_app: LoadApp, root: Path) -> Served:
+    """The model whose name the test is parametrized with by `serve`; the module's fixture `root` has built it."""
+    return Served(load_app, root, request.param)
+
+
+def serve(*names: str) -> pytest.MarkDecorator:
+    """Run a test with each of these models."""
+    return pytest.mark.parametrize("served", names, indirect=True)
 
 
 def rows_of(body: Any) -> list[Any]:
