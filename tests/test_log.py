@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from benchmarks.instructions import OF_THIS_CPU
 from tests.support.events import LoadApp
-from tests.support.servers import Answer, Local, lines_of
+from tests.support.servers import ROOT, Answer, Local, lines_of
 
 Start = Callable[..., Local]
 MARK = "Xylophon"
@@ -208,3 +209,17 @@ def test_an_unforeseen_error_is_in_the_log_with_its_traceback(
 def test_an_answer_does_not_depend_on_the_log(start: Start) -> None:
     local = start("tests.programs.full_log.lambda_handler")
     assert local.send("/health").status == 200
+
+
+@pytest.mark.parametrize("metrics", ["", "LambdaEmbeddings"])
+def test_a_line_is_as_long_as_the_documents_say(start: Start, metrics: str) -> None:
+    """What CloudWatch charges for, to a tenth."""
+    text = " ".join((ROOT / "docs" / "api.md").read_text("utf-8").split())
+    found = re.search(r"about (\d+) bytes per request or (\d+) with metrics", text)
+    assert found
+    local = start(METRICS_NAMESPACE=metrics)
+    send(local, "POST", "/embed", {"text": "vitamin d"})  # whose line also tells of the cold start
+    answer = send(local, "POST", "/embed", {"text": "vitamin d"})
+    lines_of(local, 1, answer.headers["x-request-id"])
+    (line,) = (each for each in local.log if each.startswith("{") and answer.headers["x-request-id"] in each)
+    assert len(line.encode()) == pytest.approx(int(found[2 if metrics else 1]), rel=0.1)
