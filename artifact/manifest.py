@@ -138,8 +138,8 @@ class Manifest(NamedTuple):
     unit_before_truncation: bool = False
     """Whether they are normalized before that, so that the vectors, which `normalize` is about, are shorter than 1."""
     matryoshka_dimensions: tuple[int, ...] = ()
-    """Smaller numbers of dimensions that the model was trained for, the largest first: a request may ask for the first
-    so many of each vector, which are normalized after that where `normalize` is true."""
+    """Smaller numbers of dimensions that the model was trained for, the largest first. A request may ask for one: each
+    vector is cut to that length and, where `normalize` is true, normalized again."""
     prompts: Mapping[str, str] = {}
     """Texts that the model was trained to find before its texts, by names such as `query`."""
     default_prompt: str | None = None

@@ -68,9 +68,9 @@ def _agreed(question: str) -> bool:
 
 
 def _settings(arguments: argparse.Namespace, before: Mapping[str, str]) -> dict[str, str]:
-    """The parameters to give to sam: what was asked for, and what the package is built for, as the stack has it.
+    """The parameters to give to sam: those that were asked for, and those of BUILT_FOR, by default the stack's own.
 
-    All others sam leaves as the stack has them. `before` is what the stack has; empty for a stack that is not there.
+    sam keeps the stack's values of all others. `before` are the stack's parameters; empty if there is no stack yet.
     """
     given = _pairs("parameter", arguments.settings)
     if arguments.architecture and given.get("Architecture", arguments.architecture) != arguments.architecture:

@@ -150,7 +150,7 @@ def collect(stream: IO[str], log: list[str]) -> None:
 
 
 def lines_of(local: Local, count: int, request_id: str = "") -> list[dict[str, Any]]:
-    """The JSON lines of the log that have a request's id: so many, once they are there, and then no more."""
+    """The JSON lines of the log that have a request's id: waits for `count` of them, and there must be no more."""
     deadline = time.monotonic() + 30
     while True:
         found = [json.loads(line) for line in local.log if line.startswith("{") and request_id in line]
